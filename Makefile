@@ -1,0 +1,64 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+BIN := $(CURDIR)/.venv/bin
+# What starts workers looks for horovodrun and python by name.
+IN_VENV := PATH="$(BIN):$$PATH"
+
+JOBS := $(shell nproc)
+PYTEST := $(IN_VENV) $(BIN)/python -m pytest --durations=10 --timeout=300
+
+comma := ,
+
+# $(1) folder under build/, $(2) options of csrc/CMakeLists.txt
+define cpp_build
+	$(BIN)/cmake -S csrc -B build/$(1) -G Ninja --log-level=WARNING $(2)
+	$(BIN)/cmake --build build/$(1) --parallel $(JOBS)
+endef
+define cpp_tests
+	$(cpp_build)
+	$(BIN)/ctest --test-dir build/$(1) --output-on-failure --timeout 300 --parallel $(JOBS)
+endef
+
+.PHONY: help env demo test test-quick lint cpp-test cpp-test-asan cpp-test-tsan bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+env: ## Set up .venv with all that the other targets need; they call it themselves
+	@tools/env.sh
+
+demo: env ## Train with 2 workers, dense and with DGC at 0.1 %, and compare (DEMO_ARGS="--help" for options)
+	$(IN_VENV) $(BIN)/python examples/demo.py $(DEMO_ARGS)
+
+test: env lint cpp-test cpp-test-asan ## Every check: lint, C++ tests plain and with sanitizers, all Python tests
+	$(PYTEST) tests/unit tests/distributed tests/packaging
+
+test-quick: env ## Python unit tests only
+	$(PYTEST) tests/unit
+
+lint: env ## Style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy horovod_dgc
+
+cpp-test: env ## C++ unit tests
+	$(call cpp_tests,cpp,)
+
+cpp-test-asan: env ## C++ unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(call cpp_tests,cpp-asan,-DDGC_SANITIZE=address$(comma)undefined)
+
+cpp-test-tsan: env ## C++ unit tests under ThreadSanitizer
+	$(call cpp_tests,cpp-tsan,-DDGC_SANITIZE=thread)
+
+bench: env ## Every benchmark of benchmarks/, one after the other; wants an otherwise idle machine
+	$(call cpp_build,cpp-bench,-DDGC_BENCHMARKS=ON)
+	build/cpp-bench/passes_benchmark --benchmark_repetitions=15 --benchmark_enable_random_interleaving=true \
+	  --benchmark_report_aggregates_only=true
+	@for benchmark in benchmarks/[a-z]*.py; do $(IN_VENV) $(BIN)/python "$$benchmark"; done
+
+clean: ## Remove what builds and tests leave in the tree, except .venv
+	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis horovod_dgc/*.so
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,20 @@
+// Adding payloads to a dense array.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "layout.h"
+
+namespace dgc {
+
+// Throws std::invalid_argument naming the first payload that is malformed and what is wrong with it.
+// payloads: count * layout.nbytes() bytes.
+void validate(const Layout& layout, const uint8_t* payloads, size_t count, int threads);
+
+// out[i] += scale * value for every coordinate of payloads 0..count-1, in this order at each coordinate, so that the
+// result does not depend on `threads`. Validates first: nothing is written if a payload is malformed.
+// out: layout.n() floats.
+void decode_add(const Layout& layout, const uint8_t* payloads, size_t count, float* out, float scale, int threads);
+
+}  // namespace dgc

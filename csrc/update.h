@@ -1,0 +1,71 @@
+// The arithmetic of one step: unscaling, local weight decay, momentum correction, accumulation.
+// "Deep Gradient Compression", Lin et al., ICLR 2018 (arXiv 1712.01887), section 3, with torch's momentum buffer:
+//
+//   ghat = unscale * g + weight_decay * w
+//   u'   = momentum * u + (1 - dampening) * ghat       subnormal u' becomes 0
+//   v'   = v + u'                                      with velocity
+//   v'   = v + (ghat + momentum * u')                  with velocity, Nesterov
+//   v'   = v + ghat                                    without velocity
+//
+// Every pass over the arrays calls these inline functions, so that all passes compute the same bits. That needs
+// -ffp-contract=off: with contraction, each call site could round differently.
+#pragma once
+
+#include <cfloat>
+#include <cstddef>
+
+namespace dgc {
+
+// What varies from step to step. All finite as float32; momentum and weight_decay not negative.
+struct Update {
+  // Throws std::invalid_argument naming the argument, its value and what is allowed.
+  explicit Update(double unscale = 1.0, double weight_decay = 0.0, double momentum = 0.0, double dampening = 0.0,
+                  bool nesterov = false);
+
+  double unscale;
+  double weight_decay;
+  double momentum;
+  double dampening;
+  bool nesterov;
+};
+
+// How a gradient reaches the residual.
+enum class Memory { plain, momentum, nesterov };
+
+struct Coefficients {
+  explicit Coefficients(const Update& update)
+      : unscale(static_cast<float>(update.unscale)),
+        weight_decay(static_cast<float>(update.weight_decay)),
+        momentum(static_cast<float>(update.momentum)),
+        gain(static_cast<float>(1.0 - update.dampening)) {}
+
+  float unscale;
+  float weight_decay;
+  float momentum;
+  float gain;  // 1 - dampening
+};
+
+// A velocity that receives no gradient decays geometrically into the subnormal range, where arithmetic is slow.
+inline float flush_subnormal(float x) {
+  const float absolute = __builtin_fabsf(x);
+  return absolute < FLT_MIN ? 0.0f : x;
+}
+
+inline float next_velocity(const Coefficients& c, float ghat, float u) {
+  return flush_subnormal(c.momentum * u + c.gain * ghat);
+}
+
+// What is added to the residual, from ghat and the new velocity.
+template <Memory kMemory>
+inline float step_of(const Coefficients& c, float ghat, float u) {
+  if (kMemory == Memory::plain) return ghat;
+  if (kMemory == Memory::nesterov) return ghat + c.momentum * u;
+  return u;
+}
+
+// Momentum for a tensor that is not sparsified, on its aggregated gradient, in place:
+// velocity = u', aggregated = the step (u', or g + momentum * u' with Nesterov). n elements each.
+// Ignores update.unscale and update.weight_decay: both were applied before aggregation.
+void apply_momentum(float* aggregated, float* velocity, size_t n, const Update& update);
+
+}  // namespace dgc

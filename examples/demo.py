@@ -1,0 +1,184 @@
+"""Train the same model on the same images twice, dense and with DGC, and compare.
+
+Prints one table, and saves `learning_curves.png` and `results.json`.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import click
+import datasets
+import matplotlib
+from rich.console import Console
+from rich.table import Table
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+EXAMPLE = Path(__file__).with_name("pytorch_images.py")
+SECONDS_TO_END = 15
+
+
+@dataclass
+class Run:
+    """One training run: what rank 0 wrote to its log."""
+
+    label: str
+    epochs: list[dict[str, Any]]
+    whole: dict[str, Any]
+
+
+def launch(label: str, workers: int, options: list[str], time_limit: float) -> Run:
+    """Run the example on this machine's workers, its output forwarded.
+
+    Raises:
+        click.ClickException: the run failed, or took more than `time_limit` seconds.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log.jsonl"
+        command = [
+            *(str(Path(sys.executable).with_name("horovodrun")), "--gloo"),
+            *("-np", str(workers), "-H", f"localhost:{workers}"),
+            *(sys.executable, str(EXAMPLE), *options, "--log-json", str(log)),
+        ]
+        # The launcher imports TensorFlow where it is installed, which then talks about its build.
+        environment = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", **os.environ}
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        forwarder = threading.Thread(target=forward, args=(process.stdout,), daemon=True)
+        forwarder.start()
+        try:
+            status = process.wait(time_limit)
+        except subprocess.TimeoutExpired:
+            raise click.ClickException(
+                f"{label}: not done after {time_limit:.0f} s, see --time-limit"
+            ) from None
+        finally:
+            end(process)
+        forwarder.join()
+        if status != 0:
+            raise click.ClickException(f"{label}: the run failed with status {status}")
+        records = [json.loads(line) for line in log.read_text().splitlines()]
+    return Run(label, [r for r in records if r["event"] == "epoch"], records[-1])
+
+
+def forward(output: IO[str]) -> None:
+    """Print the workers' lines without horovodrun's prefix: only rank 0 says anything."""
+    for line in output:
+        print("  " + line.removeprefix("[0]<stdout>:"), end="", flush=True)
+
+
+def end(process: subprocess.Popen) -> None:
+    """Ask horovodrun to end its workers; kill it where it does not."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(SECONDS_TO_END)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def table(runs: list[Run]) -> Table:
+    workers = runs[0].whole["workers"]
+    result = Table(
+        title=f"{len(runs[0].epochs)} epochs, {workers} workers; bytes that one worker sends per step"
+    )
+    result.add_column("run")
+    for heading in ("accuracy", "bytes/step\nat the end", "ratio\nat the end", "bytes/step\nwhole run",
+                    "ratio\nwhole run", "step time"):  # fmt: skip
+        result.add_column(heading, justify="right")
+    for run in runs:
+        whole = run.whole
+        result.add_row(
+            run.label,
+            f"{whole['validation_accuracy']:.2%}",
+            f"{whole['last_step_bytes_per_step']:,}",
+            f"{whole['last_step_ratio']:.0f}x",
+            f"{whole['whole_run_bytes_per_step']:,.0f}",
+            f"{whole['whole_run_ratio']:.0f}x",
+            f"{whole['step_ms']:.0f} ms",
+        )
+    return result
+
+
+def plot(runs: list[Run], path: Path) -> None:
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    for run in runs:
+        epochs = [record["epoch"] for record in run.epochs]
+        accuracy = [100 * record["validation_accuracy"] for record in run.epochs]
+        per_step = [record["bytes_per_step"] for record in run.epochs]
+        steps = run.whole["steps"] / len(epochs)
+        sent = [sum(per_step[: n + 1]) * steps / 1e6 for n in range(len(epochs))]
+        left.plot(epochs, accuracy, marker="o", label=run.label)
+        middle.plot(epochs, per_step, marker="o", label=run.label)
+        right.plot(sent, accuracy, marker="o", label=run.label)
+    for axes in (left, middle):
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    for axes in (left, right):
+        axes.set_ylabel("validation accuracy [%]")
+    middle.set_yscale("log")
+    middle.set_ylabel("bytes sent per step and worker, mean of the epoch")
+    right.set_xscale("log")
+    right.set_xlabel("sent by each worker so far [MB]")
+    for axes in (left, middle, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+@click.command(help=__doc__)
+@click.option("--quick", is_flag=True, help="2 epochs instead of 5.")
+@click.option("--workers", type=click.IntRange(2), default=2, show_default=True)
+@click.option("--density", type=click.FloatRange(0, 1, min_open=True), default=0.001, show_default=True)
+@click.option("--data-dir", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="Folder with your own copy of Fashion-MNIST; nothing is fetched then.")  # fmt: skip
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), default="demo", show_default=True,
+              help="Folder for the plot and the figures.")  # fmt: skip
+@click.option("--time-limit", type=click.FloatRange(1), default=900, show_default=True,
+              help="Seconds that each of the two runs may take.")  # fmt: skip
+def main(
+    quick: bool, workers: int, density: float, data_dir: Path | None, output: Path, time_limit: float
+) -> None:
+    console = Console(highlight=False)
+    try:
+        images = datasets.fashion_mnist(data_dir)
+    except datasets.DataError as error:
+        raise click.ClickException(str(error)) from error
+    console.print(
+        f"Fashion-MNIST: {len(images.train_images):,} images to train on, {len(images.test_images):,} to test"
+    )
+    shared = [
+        "--epochs",
+        "2" if quick else "5",
+        *(["--data-dir", str(data_dir.resolve())] if data_dir else []),
+    ]
+    settings = {
+        "dense": ["--compression", "none", *shared],
+        f"DGC {density:.1%}": ["--compression", "dgc", "--density", str(density), *shared],
+    }
+    runs = []
+    for label, options in settings.items():
+        console.print(f"{label}: {workers} workers, {' '.join(options)}")
+        runs.append(launch(label, workers, options, time_limit))
+    console.print(table(runs))
+    output.mkdir(parents=True, exist_ok=True)
+    plot(runs, output / "learning_curves.png")
+    results = {run.label: {"options": settings[run.label], **run.whole, "epochs": run.epochs} for run in runs}
+    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    console.print(f"saved {output / 'learning_curves.png'} and {output / 'results.json'}")
+
+
+if __name__ == "__main__":
+    main()

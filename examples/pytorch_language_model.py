@@ -1,0 +1,138 @@
+"""Train an LSTM word model on text with Horovod, with or without compressed gradients.
+
+horovodrun --gloo -np 2 -H localhost:2 python examples/pytorch_language_model.py --compression dgc
+"""
+
+import math
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import click
+import common
+import datasets
+import horovod.torch as hvd
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+State = tuple[torch.Tensor, torch.Tensor]  # hidden and cell, each float32 (layers, columns, width)
+
+
+class WordModel(nn.Module):
+    """Embedding, two LSTM layers of the same width, and the embedding again as the output layer.
+
+    Args:
+        words: size of the vocabulary.
+        width: of the embedding and of both LSTM layers.
+        dropout: probability, on the embedding and on the output of each layer.
+    """
+
+    def __init__(self, words: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(words, width)
+        self.lstm = nn.LSTM(width, width, num_layers=2, dropout=dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(width, words)
+        self.output.weight = self.embedding.weight
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, words: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        """Scores of the next word, float32 (time, columns, vocabulary), after int64 (time, columns) words."""
+        outputs, state = self.lstm(self.dropout(self.embedding(words)), state)
+        return self.output(self.dropout(outputs)), state
+
+    def start(self, columns: int) -> State:
+        zeros = self.output.bias.new_zeros(self.lstm.num_layers, columns, self.lstm.hidden_size)
+        return zeros, zeros
+
+
+class Columns:
+    """A text cut into parallel columns for truncated backpropagation through time.
+
+    Args:
+        words: int64 (words,).
+        columns: of this worker; all workers' columns together make up the text.
+        length: time steps per batch.
+    """
+
+    def __init__(self, words: np.ndarray, columns: int, length: int) -> None:
+        total = columns * hvd.size()
+        rows = len(words) // total
+        table = torch.tensor(words[: rows * total]).reshape(total, rows).t()
+        mine = slice(hvd.rank() * columns, (hvd.rank() + 1) * columns)
+        self._table = table[:, mine].contiguous()
+        self._length = length
+
+    def __len__(self) -> int:
+        return (len(self._table) - 1) // self._length
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Words and the words that follow them, each int64 (time, columns)."""
+        for start in range(0, len(self) * self._length, self._length):
+            stop = start + self._length
+            yield self._table[start:stop], self._table[start + 1 : stop + 1]
+
+
+@click.command(help=__doc__.splitlines()[0])
+@click.option("--dataset", type=click.Choice(list(datasets.TEXTS)), default="brown", show_default=True)
+@click.option("--vocabulary", type=click.IntRange(2), default=10_000, show_default=True, help="Known words.")
+@click.option(
+    "--width", type=common.COUNT, default=128, show_default=True, help="Of embedding and LSTM layers."
+)
+@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), default=0.1, show_default=True)
+@click.option("--bptt", type=common.COUNT, default=35, show_default=True, help="Time steps per batch.")
+@common.options(
+    batch_size=20,
+    test_batch_size=20,
+    epochs=1,
+    base_lr=0.5,
+    warmup_epochs=0.1,
+    momentum=0.9,
+    wd=0.0,
+    dgc_warmup_epochs=0.2,
+    clip_norm=0.25,
+)
+def main(**options: Any) -> None:
+    args = SimpleNamespace(**options)
+    device = common.start(args)
+    corpus = datasets.index_words(datasets.TEXTS[args.dataset](args.data_dir), args.vocabulary)
+    train = Columns(corpus.train, args.batch_size, args.bptt)
+    valid = Columns(corpus.valid, args.test_batch_size, args.bptt)
+    model = WordModel(len(corpus.vocabulary), args.width, args.dropout).to(device)
+    state = model.start(args.batch_size)
+
+    def training_batches(_epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        nonlocal state
+        state = model.start(args.batch_size)
+        yield from train
+
+    def loss_and_state(batch: tuple[torch.Tensor, torch.Tensor], state: State) -> tuple[torch.Tensor, State]:
+        words, following = (part.to(device) for part in batch)
+        scores, (hidden, cell) = model(words, state)
+        loss = functional.cross_entropy(scores.flatten(0, 1), following.flatten())
+        return loss, (hidden.detach(), cell.detach())
+
+    def loss_of(batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        nonlocal state
+        loss, state = loss_and_state(batch, state)
+        return loss
+
+    def validate() -> dict[str, float]:
+        losses = []
+        at = model.start(args.test_batch_size)
+        for batch in valid:
+            loss, at = loss_and_state(batch, at)
+            losses.append(loss.item())
+        loss = common.average(sum(losses) / len(losses), len(losses))
+        return {"validation_loss": loss, "validation_perplexity": math.exp(loss)}
+
+    # The generators agree so far, and dropout must not.
+    torch.manual_seed(args.seed + hvd.rank())
+    common.Trainer(args, model, len(train)).fit(training_batches, loss_of, validate)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Argument checks whose messages name the argument, the value, and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection
+
+
+def in_range(
+    name: str,
+    value: object,
+    low: float,
+    high: float,
+    *,
+    low_open: bool = False,
+    high_open: bool = False,
+) -> float:
+    """Return ``value`` as float; raise ValueError unless it is a real number within the interval."""
+    interval = f"{'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}"
+    if isinstance(value, bool) or not hasattr(value, "__float__") or isinstance(value, complex):
+        raise ValueError(f"{name} must be a number in {interval}, got {value!r}")
+    number = float(value)
+    inside = (number > low if low_open else number >= low) and (number < high if high_open else number <= high)
+    if math.isnan(number) or not inside:
+        raise ValueError(f"{name} must be in {interval}, got {value!r}")
+    return number
+
+
+def whole_number(name: str, value: object, low: int) -> int:
+    """Return ``value`` as int; raise ValueError unless it is a whole number of at least ``low``."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ValueError(f"{name} must be a whole number >= {low}, got {value!r}")
+    number = int(value.__index__())
+    if number < low:
+        raise ValueError(f"{name} must be a whole number >= {low}, got {value!r}")
+    return number
+
+
+def one_of(name: str, value: object, allowed: Collection[str]) -> str:
+    """Return ``value``; raise ValueError with the nearest match unless it is among ``allowed``."""
+    if isinstance(value, str) and value in allowed:
+        return value
+    near = difflib.get_close_matches(str(value), allowed, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}{hint}")
+
+
+def flag(name: str, value: object) -> bool:
+    """Return ``value``; raise ValueError unless it is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    return value

@@ -1,0 +1,266 @@
+"""``Compression``: a method as the ``compression=`` of unmodified ``hvd.DistributedOptimizer``."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable
+from typing import Any, cast
+
+import horovod.torch as hvd
+import torch
+
+import horovod_dgc
+from horovod_dgc import _checks
+from horovod_dgc.method import Method
+from horovod_dgc.stats import Stats, TensorStats
+from horovod_dgc.torch import agreement
+from horovod_dgc.torch.backends import Backend, TorchBackend, backend_for
+from horovod_dgc.torch.exchange import Exchange
+from horovod_dgc.torch.step import Step
+from horovod_dgc.torch.takeover import Takeover
+from horovod_dgc.torch.tensors import Tensor
+from horovod_dgc.transport import Transport
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+# Frames between compress() and the optimizer's method that holds the parameter: a comprehension and its caller.
+FRAMES_SEARCHED = 4
+
+
+class Compression:
+    """Exchange gradients by a compression method inside ``hvd.DistributedOptimizer``.
+
+    Each worker holds two float32 values per element of a sparsified tensor (residual and velocity) on the
+    parameter's device. A step is a transaction: state changes only after every rank has said that all
+    its gradients are finite. If one is not, the affected tensors come back as NaN and the others as zeros on every
+    rank, and no state has changed.
+
+    With one worker Horovod calls no compression, and the optimizer runs as it is.
+
+    Args:
+        method: for example ``DGC(density=0.001)``.
+        optimizer: the optimizer that is about to be wrapped. Of SGD (and subclasses) momentum, dampening,
+            Nesterov and weight decay are applied here, read from the parameter groups at each step; other
+            optimizers keep theirs.
+        named_parameters: as for ``hvd.DistributedOptimizer``; None numbers them by parameter group.
+        grad_scaler: the ``GradScaler`` in use, if any: residuals are then held in unscaled units. It is
+            needed for every job whose loss is scaled, since the scale changes while residuals wait.
+        transport: "auto" picks for each tensor the cheaper of gathered payloads and a dense allreduce
+            of the masked tensor; "gather" and "allreduce" force one.
+        backend: "auto" uses the C++ core for host memory and plain torch for other devices; "torch" forces
+            plain torch.
+        agreement_timeout: seconds that the first step waits for all ranks to compare configurations, > 0.
+
+    Raises:
+        ValueError: a wrong option, a parameter of the optimizer without a name, or a name used twice.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        named_parameters: Iterable[tuple[str, torch.nn.Parameter]] | None = None,
+        *,
+        grad_scaler: Any = None,
+        transport: str = "auto",
+        backend: str = "auto",
+        agreement_timeout: float = 600.0,
+    ) -> None:
+        if not isinstance(method, Method):
+            raise ValueError(f"method must be a horovod_dgc method such as DGC(density=0.001), got {method!r}")
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        if grad_scaler is not None and not hasattr(grad_scaler, "get_scale"):
+            raise ValueError(f"grad_scaler must be a GradScaler or None, got {grad_scaler!r}")
+        self.method = method
+        self._grad_scaler = grad_scaler
+        _checks.one_of("transport", transport, ("auto", "gather", "allreduce"))
+        self._transport: Transport | None = None if transport == "auto" else cast(Transport, transport)
+        self._plain_torch = _checks.one_of("backend", backend, ("auto", "torch")) == "torch"
+        self._timeout = _checks.in_range("agreement_timeout", agreement_timeout, 0, math.inf, low_open=True)
+        names = _name(optimizer, named_parameters)
+        for parameter in names.values():
+            method.plan(parameter.shape)
+        self._tensors = [
+            Tensor(name, parameter, self._backend(parameter)) for name, parameter in sorted(names.items())
+        ]
+        self._by_parameter = {id(tensor.parameter): tensor for tensor in self._tensors}
+        self._following: dict[int, Tensor] = {}
+        self._previous: Tensor | None = None
+        self._owner: Any = None
+        self._takeover: Takeover | None = None
+        self._step: Step | None = None
+        self._exchanges = 0
+        self._totals = TensorStats()
+        self._last = TensorStats()
+
+    def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Exchange]:
+        """Called by Horovod with a parameter's gradient: start its exchange.
+
+        Returns:
+            What Horovod is to allreduce, and the context for :meth:`decompress`. It is the payload itself where
+            that can be summed; otherwise one element holding 1.0, whose reduced value is the factor that the
+            user's options (Average or Sum) multiply the sum over workers by.
+        """
+        entry = self._identify(tensor)
+        if self._step is None or self._step.sealed:
+            self._step = self._begin()
+        elif entry in self._step:
+            # The exchange before was never synchronized, so nothing of it has been committed.
+            self._step.discard()
+            self._step = self._begin()
+        exchange = self._step.submit(entry, tensor)
+        return exchange.message, exchange
+
+    def decompress(self, output: torch.Tensor, ctx: Exchange | None) -> torch.Tensor:
+        """Called by Horovod with the reduced tensor: finish the exchange and return the gradient to apply."""
+        if ctx is None:
+            owner, _ = self._calling_optimizer()
+            self._own(owner)
+            assert self._takeover is not None
+            self._takeover.refuse_sparse()
+            return output
+        step = ctx.step
+        step_begins = not step.sealed
+        if step_begins:
+            step.seal()
+            if step.abandoned:
+                self._totals.skipped += 1
+            else:
+                self._exchanges += 1
+                self._totals.steps += 1
+                self._last = TensorStats(steps=1)
+        counts = (self._totals,) if step.abandoned else (self._totals, self._last)
+        if step_begins:
+            step.count_control(*counts)
+        return ctx.finish(output, *counts)
+
+    def stats(self) -> Stats:
+        """Counts since the start on this rank: in total, of the last step, and per tensor.
+
+        The residual norms are computed now, reading each residual once.
+        """
+        tensors = {tensor.name: tensor.measured() for tensor in self._tensors}
+        self._totals.residual_norm = math.sqrt(sum(t.residual_norm**2 for t in tensors.values()))
+        return Stats(self._totals, self._last, tensors)
+
+    def _backend(self, parameter: torch.Tensor) -> Backend:
+        return TorchBackend() if self._plain_torch else backend_for(parameter.device)
+
+    def _identify(self, tensor: torch.Tensor) -> Tensor:
+        """The parameter that a gradient belongs to: Horovod passes the very object ``parameter.grad``.
+
+        Gradients come in much the same order in every step, so the one that followed last time is tried first.
+        """
+        entry = self._following.get(id(self._previous))
+        if entry is None or entry.parameter.grad is not tensor:
+            entry = next((t for t in self._tensors if t.parameter.grad is tensor), None)
+        if entry is None:
+            # With sparse_as_dense the gradient is a fresh copy; the caller knows whose.
+            _, parameter = self._calling_optimizer()
+            entry = self._by_parameter.get(id(parameter))
+        if entry is None:
+            raise ValueError(
+                f"a gradient of shape {tuple(tensor.shape)} belongs to no parameter that this Compression knows: "
+                "give Compression and hvd.DistributedOptimizer the same named_parameters"
+            )
+        self._following[id(self._previous)] = entry
+        self._previous = entry
+        return entry
+
+    def _calling_optimizer(self) -> tuple[Any, Any]:
+        """The distributed optimizer that is calling, and the parameter it is busy with if its frame says so."""
+        frame = sys._getframe(2)
+        for _ in range(FRAMES_SEARCHED):
+            owner = frame.f_locals.get("self")
+            if isinstance(owner, torch.optim.Optimizer) and getattr(owner, "_compression", None) is self:
+                return owner, frame.f_locals.get("p")
+            if frame.f_back is None:
+                break
+            frame = frame.f_back
+        raise ValueError("Compression works only as the compression= of horovod.torch.DistributedOptimizer")
+
+    def _begin(self) -> Step:
+        owner, _ = self._calling_optimizer()
+        self._own(owner)
+        assert self._takeover is not None
+        scale = float(self._grad_scaler.get_scale()) if self._grad_scaler is not None else 1.0
+        return Step(
+            method=self.method,
+            number=self._exchanges,
+            takeover=self._takeover,
+            owner=owner,
+            transport=self._transport,
+            loss_scale=scale,
+            expected=len(owner._requires_update),
+            token_count=len(self._tensors),
+        )
+
+    def _own(self, owner: Any) -> None:
+        if owner is self._owner:
+            return
+        if getattr(owner, "op", hvd.Adasum) not in (hvd.Average, hvd.Sum):
+            raise ValueError(
+                "op must be hvd.Average or hvd.Sum for compressed gradients: Adasum and other reductions need "
+                "the dense gradient of every worker"
+            )
+        known = self._by_parameter
+        unknown = [name for p, name in owner._parameter_names.items() if id(p) not in known and p.requires_grad]
+        if unknown:
+            raise ValueError(f"named_parameters of Compression lacks {', '.join(unknown)}")
+        takeover = Takeover(owner, momentum=self.method.corrects_momentum)
+        agreement.require(self._configuration(owner, takeover), owner.process_set, self._timeout)
+        takeover.attach()
+        self._owner, self._takeover = owner, takeover
+
+    def _configuration(self, owner: Any, takeover: Takeover) -> str:
+        scaled = "with" if self._grad_scaler is not None else "without"
+        lines = [
+            f"horovod_dgc {horovod_dgc.__version__}",
+            f"method {self.method.configuration()}",
+            f"transport {self._transport or 'auto'}, {scaled} grad_scaler",
+            f"optimizer {type(owner).__name__}, momentum corrected: {takeover.momentum}",
+        ]
+        lines += [
+            f"parameter {tensor.name} {tuple(tensor.parameter.shape)} {tensor.parameter.dtype}"
+            for tensor in self._tensors
+            if tensor.parameter.requires_grad
+        ]
+        return "\n".join(lines)
+
+
+def _name(
+    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, torch.nn.Parameter]] | None
+) -> dict[str, torch.nn.Parameter]:
+    """Name of every parameter of the optimizer, checked."""
+    groups = [group["params"] for group in optimizer.param_groups]
+    in_optimizer = {id(p): p for params in groups for p in params}
+    if named_parameters is None:
+        pairs = [(f"{i}.{j}", p) for i, params in enumerate(groups) for j, p in enumerate(params)]
+    else:
+        pairs = list(named_parameters)
+    names: dict[str, torch.nn.Parameter] = {}
+    for pair in pairs:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], torch.Tensor)):
+            raise ValueError(f"named_parameters must hold (name, parameter) pairs, got {pair!r}")
+        name, parameter = pair
+        if name in names:
+            raise ValueError(f"named_parameters must have unique names, got {name!r} twice")
+        if id(parameter) in in_optimizer:
+            names[name] = parameter
+    named = {id(p) for p in names.values()}
+    for position, parameter in enumerate(in_optimizer.values()):
+        if id(parameter) not in named:
+            raise ValueError(
+                f"named_parameters lacks a name for parameter {position} of the optimizer, "
+                f"of shape {tuple(parameter.shape)}"
+            )
+    for name, parameter in names.items():
+        if parameter.requires_grad and parameter.dtype not in DTYPES:
+            allowed = ", ".join(str(dtype) for dtype in DTYPES)
+            raise ValueError(f"parameter {name!r} must have one of the dtypes {allowed}, got {parameter.dtype}")
+    # A tied parameter may stand under several names; the one used must be the same on every rank.
+    by_id: dict[int, str] = {}
+    for name in sorted(names):
+        by_id.setdefault(id(names[name]), name)
+    return {name: names[name] for name in by_id.values()}

@@ -1,0 +1,235 @@
+"""One tensor's way through one step: propose, send, and, when every rank agrees, commit and decode."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import horovod.torch as hvd
+import numpy as np
+import torch
+
+from horovod_dgc import transport
+from horovod_dgc.method import ByteArray, Plan, clip_factor
+from horovod_dgc.stats import TensorStats
+from horovod_dgc.torch.tensors import Tensor, flatten
+
+if TYPE_CHECKING:
+    from horovod_dgc.torch.step import Step
+
+
+class Exchange:
+    """The context that Horovod carries from ``compress`` to ``decompress``.
+
+    Attributes:
+        message: what Horovod allreduces: the payload where it can be summed, otherwise one element holding 1.0.
+        finite: whether this worker's gradient is.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        entry: Tensor,
+        gradient: torch.Tensor,
+        plan: Plan,
+        group: dict[str, Any],
+        token: torch.Tensor,
+    ) -> None:
+        self.step = step
+        self.message = token
+        self.finite = True
+        self._entry = entry
+        self._backend = entry.backend
+        self._gradient = gradient
+        self._plan = plan
+        self._group = group
+        self._flat = flatten(gradient)
+        self._view = self._backend.view(self._flat)
+        self._transport: transport.Transport = "allreduce"
+        self._handle: int | None = None
+        self._carried = False
+        self._proposal: Any = None
+        self._update: Any = None
+        self._encode_seconds = 0.0
+
+    def sum_squares(self) -> float:
+        """Squared norm of the gradient as it came."""
+        return self._backend.sum_squares(self._view)
+
+    def start(self, unscale: float, *, carried: bool) -> None:
+        """Encode, and hand the message to a collective.
+
+        Args:
+            unscale: factor that the gradient is multiplied by first.
+            carried: whether Horovod's own allreduce may still take the message.
+        """
+        plan, entry, step = self._plan, self._entry, self.step
+        if not plan.numel:
+            return
+        began = time.perf_counter()
+        clip = step.method.clip_norm
+        if clip is not None and not step.deferred:
+            unscale *= clip_factor(math.sqrt(self.sum_squares()) * unscale, clip, step.workers)
+        self._transport = step.transport or transport.choose(plan, step.workers)
+        local = plan.momentum == "local" and step.takeover.momentum
+        entry.prepare(
+            momentum=step.takeover.momentum, buffer=step.takeover.momentum_buffer(entry.parameter)
+        )
+        self._update = step.takeover.update(
+            self._group,
+            unscale=unscale,
+            dense_factor=step.dense_factor,
+            first=not entry.stepped,
+            momentum=local,
+        )
+        self._proposal = self._backend.propose(
+            plan,
+            self._update,
+            self._view,
+            entry.residual_view,
+            entry.velocity_view if local else None,
+            entry.weights_view() if self._update.weight_decay else None,
+        )
+        self.finite = self._proposal.finite
+        self._send(carried)
+        self._encode_seconds = time.perf_counter() - began
+
+    def finish(self, output: torch.Tensor, *totals: TensorStats) -> torch.Tensor:
+        """Apply what came back and return the gradient for the optimizer.
+
+        Args:
+            output: what Horovod's allreduce made of :attr:`message`.
+            totals: counts to add this tensor's to.
+        """
+        if not self._plan.numel:
+            return self._gradient
+        began = time.perf_counter()
+        received = output if self._handle is None else hvd.synchronize(self._handle)
+        arrived = time.perf_counter()
+        if self.step.abandoned:
+            result = self._abandon(received)
+        elif self._transport == "gather":
+            result = self._add_up(self._rows(received), float(output))
+        else:
+            factor = 1.0 if self._carried else float(output) / self.step.workers
+            result = self._take_sum(received, factor)
+        gradient = self._deliver(result)
+        self._count(arrived - began, time.perf_counter() - arrived, totals)
+        return gradient
+
+    def cancel(self) -> None:
+        """Wait for a collective that is under way."""
+        if self._handle is not None:
+            hvd.synchronize(self._handle)
+
+    def _send(self, carried: bool) -> None:
+        step, name = self.step, f"horovod_dgc.{self._entry.name}"
+        if self._transport == "gather":
+            payload = torch.from_numpy(self._proposal.payload)
+            self._handle = hvd.allgather_async(payload, name=name, process_set=step.process_set)
+            return
+        if self._plan.summable is not None:
+            message = torch.from_numpy(self._proposal.payload.view(self._plan.summable))
+        else:
+            message = torch.empty(self._plan.numel, device=self._flat.device)
+            self._backend.masked(self._proposal, self._backend.view(message))
+        self._carried = carried
+        if carried:
+            self.message = message
+        else:
+            self._handle = hvd.allreduce_async(message, name=name, op=hvd.Sum, process_set=step.process_set)
+
+    def _rows(self, received: torch.Tensor) -> ByteArray:
+        workers, nbytes = self.step.workers, self._plan.payload_nbytes
+        if received.numel() != workers * nbytes:
+            raise ValueError(
+                f"the payloads of {self._entry.name!r} must have {nbytes} bytes on each of {workers} ranks, got "
+                f"{received.numel()} in all: is the density schedule the same on every rank?"
+            )
+        rows: ByteArray = received.numpy().reshape(workers, nbytes)
+        return rows
+
+    def _add_up(self, payloads: ByteArray, factor: float) -> torch.Tensor:
+        """Commit and sum the payloads, in the gradient's own memory where that is float32."""
+        plan = self._plan
+        in_place = self._flat.dtype == torch.float32
+        self._commit(zero_grad=in_place)
+        result = self._flat if in_place else torch.zeros(plan.numel, device=self._flat.device)
+        view = self._backend.view(result)
+        scale = factor / self.step.workers
+        if plan.momentum != "aggregated":
+            self._backend.decode_add(plan, payloads, view, scale * self.step.loss_scale)
+            return result
+        self._backend.decode_add(plan, payloads, view, scale)
+        return self._after_reduction(result)
+
+    def _take_sum(self, received: torch.Tensor, factor: float) -> torch.Tensor:
+        """Commit and take a summed message as the result."""
+        self._commit(zero_grad=False)
+        result = received.to(self._flat.device, torch.float32)
+        if factor != 1.0:
+            result = result * factor
+        return self._after_reduction(result)
+
+    def _after_reduction(self, result: torch.Tensor) -> torch.Tensor:
+        entry, takeover = self._entry, self.step.takeover
+        if self._plan.momentum == "aggregated" and takeover.momentum:
+            update = takeover.update(
+                self._group, unscale=1.0, dense_factor=1.0, first=not entry.stepped, momentum=True
+            )
+            self._backend.apply_momentum(self._backend.view(result), entry.velocity_view, update)
+            entry.stepped = True
+        return result.mul_(self.step.loss_scale) if self.step.loss_scale != 1.0 else result
+
+    def _commit(self, *, zero_grad: bool) -> None:
+        plan, entry = self._plan, self._entry
+        local = plan.momentum == "local" and self.step.takeover.momentum
+        self._backend.commit(
+            plan,
+            self._proposal,
+            self._update,
+            self._view,
+            entry.residual_view,
+            entry.velocity_view if local else None,
+            entry.weights_view() if self._update.weight_decay else None,
+            zero_grad,
+        )
+        if local:
+            entry.stepped = True
+
+    def _abandon(self, received: torch.Tensor) -> torch.Tensor:
+        """NaN if any worker's gradient of this tensor was not finite, else zeros: no rank has changed state."""
+        if self._transport == "gather":
+            finite = all(np.isfinite(self._plan.layout.unpack(row)[1]).all() for row in self._rows(received))
+        else:
+            finite = bool(torch.isfinite(received).all())
+        return torch.full_like(self._flat, 0.0 if finite else math.nan, dtype=torch.float32)
+
+    def _deliver(self, result: torch.Tensor) -> torch.Tensor:
+        gradient = self._gradient
+        if result.data_ptr() == gradient.data_ptr():
+            return gradient
+        shaped = result.view(gradient.shape)
+        overlapping = any(s == 0 and n > 1 for s, n in zip(gradient.stride(), gradient.shape))
+        if overlapping or (gradient.is_contiguous() and gradient.dtype == torch.float32):
+            return shaped.to(gradient.dtype)
+        return gradient.copy_(shaped)
+
+    def _count(self, wait: float, decode: float, totals: tuple[TensorStats, ...]) -> None:
+        plan = self._plan
+        nonzero = plan.numel if plan.every_coordinate else int(np.count_nonzero(self._proposal.sent))
+        for count in (self._entry.stats, *totals):
+            count.sent += transport.message_nbytes(plan, self._transport)
+            count.control += 0 if self._carried else self.message.element_size()
+            count.dense += plan.numel * self._gradient.element_size()
+            count.encode += self._encode_seconds
+            count.wait += wait
+            count.decode += decode
+            if not self.step.abandoned:
+                count.nonzero += nonzero
+                count.elements += plan.numel
+        if self.step.abandoned:
+            self._entry.stats.skipped += 1
+        else:
+            self._entry.stats.steps += 1

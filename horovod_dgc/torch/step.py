@@ -1,0 +1,119 @@
+"""One training step's exchange on one worker: all tensors, committed together or not at all."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import horovod.torch as hvd
+import torch
+
+from horovod_dgc.method import Method, clip_factor
+from horovod_dgc.stats import TensorStats
+from horovod_dgc.torch.exchange import Exchange
+from horovod_dgc.torch.takeover import Takeover
+from horovod_dgc.torch.tensors import Tensor
+from horovod_dgc.transport import Transport
+
+NONFINITE = "horovod_dgc.nonfinite"
+
+
+class Step:
+    """Collects the exchanges of one step; :meth:`seal` decides whether they count.
+
+    Encoding and sending start as each gradient arrives. With global-norm clipping they wait for
+    :meth:`seal`, since the factor depends on all gradients.
+
+    Args:
+        number: exchanges committed before this one, which the density schedule reads.
+        owner: the calling ``hvd.DistributedOptimizer``.
+        transport: the one to use for every tensor; None to choose by cost.
+        loss_scale: factor that all gradients carry.
+        expected: number of gradients that a step has, where all are dense.
+        token_count: number of one-element tensors that may be needed.
+    """
+
+    def __init__(
+        self,
+        *,
+        method: Method,
+        number: int,
+        takeover: Takeover,
+        owner: Any,
+        transport: Transport | None,
+        loss_scale: float,
+        expected: int,
+        token_count: int,
+    ) -> None:
+        self.method = method
+        self.takeover = takeover
+        self.transport = transport
+        self.loss_scale = loss_scale
+        self.process_set = owner.process_set
+        self.workers: int = owner.process_set.size()
+        self.dense_factor = 1.0 if owner.op == hvd.Average else float(self.workers)
+        self.deferred = method.clip_norm is not None and method.clip_scope == "global"
+        self.sealed = False
+        self.abandoned = False
+        self._number = number
+        self._expected = expected
+        self._groups = takeover.group_of()
+        self._exchanges: dict[str, Exchange] = {}
+        self._tokens = torch.ones(token_count)
+        self._nonfinite = 0
+        self._flag: int | None = None
+
+    def __contains__(self, entry: Tensor) -> bool:
+        return entry.name in self._exchanges
+
+    def submit(self, entry: Tensor, gradient: torch.Tensor) -> Exchange:
+        """Take one gradient in; unless clipping must wait, encode it and start its collective."""
+        position = len(self._exchanges)
+        exchange = Exchange(
+            self,
+            entry,
+            gradient,
+            self.method.plan(entry.parameter.shape, self._number),
+            self._groups[id(entry.parameter)],
+            self._tokens[position : position + 1],
+        )
+        self._exchanges[entry.name] = exchange
+        if not self.deferred:
+            self._start(exchange, 1.0 / self.loss_scale, carried=True)
+            if position + 1 == self._expected:
+                self._send_flag()
+        return exchange
+
+    def seal(self) -> None:
+        """All gradients are in: start what had to wait, and learn whether every rank's are finite."""
+        self.sealed = True
+        if self.deferred:
+            assert self.method.clip_norm is not None
+            norm = math.sqrt(sum(e.sum_squares() for e in self._exchanges.values())) / self.loss_scale
+            factor = clip_factor(norm, self.method.clip_norm, self.workers)
+            for exchange in self._exchanges.values():
+                self._start(exchange, factor / self.loss_scale, carried=False)
+        if self._flag is None:
+            self._send_flag()
+        self.abandoned = bool(hvd.synchronize(self._flag).item())
+
+    def discard(self) -> None:
+        """Wait for what is under way and forget it; nothing has been committed."""
+        for exchange in self._exchanges.values():
+            exchange.cancel()
+        if self._flag is not None:
+            hvd.synchronize(self._flag)
+
+    def count_control(self, *counts: TensorStats) -> None:
+        """Add the bytes of the flag itself."""
+        for count in counts:
+            count.control += self._tokens.element_size()
+
+    def _start(self, exchange: Exchange, unscale: float, *, carried: bool) -> None:
+        exchange.start(unscale, carried=carried)
+        self._nonfinite += not exchange.finite
+
+    def _send_flag(self) -> None:
+        self._flag = hvd.allreduce_async(
+            torch.tensor([float(self._nonfinite)]), name=NONFINITE, op=hvd.Sum, process_set=self.process_set
+        )

@@ -1,0 +1,68 @@
+"""One parameter's compression state, in the framework's own storage."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+
+from horovod_dgc.stats import TensorStats
+from horovod_dgc.torch.backends import Backend
+
+
+class Tensor:
+    """A parameter with its residual and velocity (float32, flat, on the parameter's device) and its counts.
+
+    The state is made at the first exchange, of zeros, except that a velocity begins as the momentum buffer that
+    the optimizer has kept so far.
+    """
+
+    def __init__(self, name: str, parameter: torch.nn.Parameter, backend: Backend) -> None:
+        self.name = name
+        self.parameter = parameter
+        self.backend = backend
+        self.stats = TensorStats()
+        self.residual: torch.Tensor | None = None
+        self.velocity: torch.Tensor | None = None
+        self.residual_view: Any = None
+        self.velocity_view: Any = None
+        self.stepped = False
+
+    def prepare(self, *, momentum: bool, buffer: torch.Tensor | None) -> None:
+        """Make the state that is needed and not there yet.
+
+        Args:
+            momentum: whether a velocity is needed.
+            buffer: what the optimizer kept as its momentum so far, shaped like the parameter, or None.
+        """
+        if self.residual is None:
+            self.residual = self._zeros()
+            self.residual_view = self.backend.view(self.residual)
+        if momentum and self.velocity is None:
+            self.velocity = self._zeros()
+            self.velocity_view = self.backend.view(self.velocity)
+            if buffer is not None:
+                self.velocity.copy_(buffer.reshape(-1))
+                self.stepped = True
+
+    def weights_view(self) -> Any:
+        """The parameter's values, flat, as the backend reads them."""
+        return self.backend.view(flatten(self.parameter.detach()))
+
+    def measured(self) -> TensorStats:
+        """The counts with the residual's norm as it stands."""
+        if self.residual is not None:
+            self.stats.residual_norm = math.sqrt(self.backend.sum_squares(self.residual_view))
+        return dataclasses.replace(self.stats)
+
+    def _zeros(self) -> torch.Tensor:
+        parameter = self.parameter
+        return torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
+
+
+def flatten(tensor: torch.Tensor) -> torch.Tensor:
+    """The elements in row-major order in a dtype that the backends read: a view where that is possible."""
+    flat = tensor.detach().contiguous().view(-1)
+    return flat.float() if flat.dtype == torch.float64 else flat

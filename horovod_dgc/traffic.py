@@ -1,0 +1,60 @@
+"""Bytes per step from shapes alone, by the same plans that really send."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from horovod_dgc.method import Method
+from horovod_dgc.transport import FLOAT32_NBYTES
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that one worker sends per step.
+
+    Attributes:
+        sparse: payloads of sparsified tensors.
+        exempt: payloads of tensors with at most one dimension.
+        dense: float32 gradients of the same tensors, uncompressed.
+    """
+
+    sparse: int
+    exempt: int
+    dense: int
+
+    @property
+    def total(self) -> int:
+        return self.sparse + self.exempt
+
+    @property
+    def ratio(self) -> float:
+        """How many times less than dense; infinite where nothing is sent."""
+        return self.dense / self.total if self.total else math.inf
+
+
+def traffic(
+    shapes: Iterable[Sequence[int]] | Mapping[str, Sequence[int]], method: Method, step: int | None = None
+) -> Traffic:
+    """Bytes per step and worker for a model whose parameters have these shapes.
+
+    The payloads are counted as the method codes them, one copy per worker, as published ratios are. A tensor
+    whose gather would cost more than a dense allreduce is sent dense instead (see
+    :func:`horovod_dgc.transport.choose`), and each gathered tensor costs four more bytes, for the factor of
+    Horovod's own allreduce; ``Compression.stats()`` counts both.
+
+    Args:
+        shapes: one shape per parameter, in any order, or a mapping from names to shapes.
+        method: for example ``DGC(density=0.001)``.
+        step: number of the exchange, for a warm-up schedule; None for after it.
+    """
+    sparse = exempt = dense = 0
+    for shape in shapes.values() if isinstance(shapes, Mapping) else shapes:
+        plan = method.plan(shape, step)
+        dense += plan.numel * FLOAT32_NBYTES
+        if len(shape) <= 1:
+            exempt += plan.payload_nbytes
+        else:
+            sparse += plan.payload_nbytes
+    return Traffic(sparse, exempt, dense)

@@ -1,0 +1,208 @@
+"""What Horovod's and the method's options promise."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import horovod.torch as hvd
+import torch
+from checks.common import (
+    assert_ranks_identical,
+    assert_same_trajectory,
+    batch,
+    compressed,
+    distribute,
+    small_model,
+    train,
+    vector,
+)
+from torch import nn
+
+from horovod_dgc import DGC, Warmup, traffic, transport
+
+EXACT = DGC(density=1.0, values="float32")
+
+
+def momentum_sgd(model: nn.Module, **settings: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), **{"lr": 0.05, "momentum": 0.9, **settings})
+
+
+def check_process_sets() -> None:
+    """Members exchange among themselves; the others train as one worker each, their optimizer untouched."""
+    members = [0, hvd.size() - 1] if hvd.size() > 2 else [0]
+    process_set = hvd.add_process_set(members)
+    trajectories = []
+    for compress in (True, False):
+        model = small_model()
+        optimizer = momentum_sgd(model, weight_decay=0.01)
+        if compress:
+            distributed, _ = compressed(EXACT, model, optimizer, settings={}, process_set=process_set)
+        else:
+            distributed = distribute(model, optimizer, process_set=process_set)
+        trajectories.append(train(model, distributed))
+    assert_same_trajectory(*trajectories)
+    hvd.remove_process_set(process_set)
+
+
+def check_grouped_allreduce_of_sparse_and_exempt_tensors() -> None:
+    ends = []
+    for options in ({}, {"groups": 3}, {"num_groups": 2}):
+        model = small_model()
+        # Gathered payloads are summed in rank order; an allreduce's order depends on what Horovod happens to fuse.
+        settings = {"transport": "gather"}
+        optimizer, _ = compressed(DGC(density=0.05), model, momentum_sgd(model), settings=settings, **options)
+        ends.append(train(model, optimizer)[-1])
+        assert_ranks_identical(model, str(options))
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[0], ends[2])
+
+
+def check_explicit_groups() -> None:
+    model = small_model()
+    groups = [list(model[0].parameters()), list(model[4].parameters())]
+    optimizer, compression = compressed(DGC(density=0.05), model, momentum_sgd(model), settings={}, groups=groups)
+    train(model, optimizer)
+    assert_ranks_identical(model, "explicit groups")
+    assert compression.stats().total.steps == 10
+
+
+def check_backward_passes_with_sparse_payloads() -> None:
+    """Gradients of several passes are summed before they are compressed: the same as one pass of the sum."""
+    model = small_model()
+    model[1].eval()
+    optimizer, compression = compressed(
+        DGC(density=0.05), model, momentum_sgd(model), settings={}, backward_passes_per_step=2
+    )
+    once = small_model()
+    once[1].eval()
+    reference, _ = compressed(DGC(density=0.05), once, momentum_sgd(once), settings={})
+    for step in range(5):
+        batches = [batch(2 * step + i) for i in range(2)]
+        optimizer.zero_grad()
+        for images, labels in batches:
+            nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        reference.zero_grad()
+        sum(nn.functional.cross_entropy(once(images), labels) for images, labels in batches).backward()
+        reference.step()
+    assert compression.stats().total.steps == 5
+    assert torch.allclose(vector(model.parameters()), vector(once.parameters()), atol=1e-5)
+
+
+def _norms(grads: list[torch.Tensor]) -> float:
+    return math.sqrt(sum(float(g.double().square().sum()) for g in grads))
+
+
+def check_global_norm_clipping_follows_the_formula() -> None:
+    """Each worker's gradient g becomes g * min(1, C / (sqrt(N) |g|)) before it is averaged."""
+    clip = 0.2
+    model = small_model()
+    model[1].eval()
+    distributed, _ = compressed(
+        DGC(density=1.0, values="float32", clip_norm=clip), model, torch.optim.SGD(model.parameters(), lr=1.0), settings={}
+    )
+    start = [p.detach().clone() for p in model.parameters()]
+    images, labels = batch(0)
+    nn.functional.cross_entropy(model(images), labels).backward()
+    local = [p.grad.clone() for p in model.parameters()]
+    distributed.step()
+    norm = _norms(local)
+    assert norm > clip / math.sqrt(hvd.size()), "nothing was clipped: nothing is shown"
+    factor = clip / math.sqrt(hvd.size()) / norm
+    for i, (before, after, g) in enumerate(zip(start, model.parameters(), local)):
+        expected = before - hvd.allreduce(g * factor, name=f"clipped.{i}")
+        assert torch.allclose(after, expected, atol=1e-6)
+
+
+def check_tensor_clipping_follows_the_formula() -> None:
+    clip = 0.05
+    model = small_model()
+    model[1].eval()
+    method = DGC(density=1.0, values="float32", clip_norm=clip, clip_scope="tensor")
+    distributed, _ = compressed(method, model, torch.optim.SGD(model.parameters(), lr=1.0), settings={})
+    start = [p.detach().clone() for p in model.parameters()]
+    images, labels = batch(0)
+    nn.functional.cross_entropy(model(images), labels).backward()
+    local = [p.grad.clone() for p in model.parameters()]
+    distributed.step()
+    limit = clip / math.sqrt(hvd.size())
+    for i, (before, after, g) in enumerate(zip(start, model.parameters(), local)):
+        clipped = g * min(1.0, limit / max(_norms([g]), 1e-30))
+        expected = before - hvd.allreduce(clipped, name=f"clipped.{i}")
+        assert torch.allclose(after, expected, atol=1e-6)
+
+
+def check_synchronize_clip_skip_synchronize() -> None:
+    """Horovod's own recipe for clipping the reduced gradient."""
+    trajectories = []
+    for compress in (True, False):
+        model = small_model()
+        optimizer = momentum_sgd(model, momentum=0.0)
+        distributed = compressed(EXACT, model, optimizer, settings={})[0] if compress else distribute(model, optimizer)
+        trajectory = []
+        for number in range(6):
+            distributed.zero_grad()
+            images, labels = batch(number)
+            nn.functional.cross_entropy(model(images), labels).backward()
+            distributed.synchronize()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            with distributed.skip_synchronize():
+                distributed.step()
+            trajectory.append(vector(model.parameters()))
+        trajectories.append(trajectory)
+    assert_same_trajectory(*trajectories)
+
+
+def check_stats_agree_with_traffic_and_with_what_was_sent() -> None:
+    method = DGC(density=0.05, warmup=Warmup(steps=4))
+    model = small_model()
+    optimizer, compression = compressed(method, model, momentum_sgd(model), settings={"transport": "gather"})
+    assert "no exchange" in str(compression.stats())
+    train(model, optimizer, steps=6)
+    stats = compression.stats()
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    expected = sum(traffic(shapes, method, step).total for step in range(6))
+    assert stats.total.sent == expected == sum(t.sent for t in stats.tensors.values())
+    assert stats.last.sent == traffic(shapes, method).total
+    assert stats.total.dense == 6 * traffic(shapes, method).dense
+    assert stats.total.control == 6 * 4 * (len(shapes) + 1)
+    assert stats.total.steps == 6 and stats.last.steps == 1
+    for seconds in (stats.total.encode, stats.total.wait, stats.total.decode):
+        assert 0 < seconds < 60
+    norms = [float(entry.residual.norm()) for entry in compression._tensors]
+    assert math.isclose(stats.total.residual_norm, math.hypot(*norms), rel_tol=1e-5)
+    weights = [t for name, t in stats.tensors.items() if len(shapes[name]) > 1]
+    assert all(0 < t.density <= 0.25 for t in weights)
+    assert "last step" in str(stats)
+
+
+def check_automatic_transport_follows_the_cost() -> None:
+    model = small_model()
+    method = DGC(density=0.05, warmup=lambda step: 0.5 if step == 0 else 0.05)
+    optimizer, compression = compressed(method, model, momentum_sgd(model), settings={})
+    train(model, optimizer, steps=1)
+    for step in (0, 1):
+        expected = 0
+        for p in model.parameters():
+            plan = method.plan(tuple(p.shape), step)
+            expected += transport.message_nbytes(plan, transport.choose(plan, hvd.size()))
+        assert compression.stats().last.sent == expected
+        train(model, optimizer, steps=1)
+
+
+def check_an_exchange_never_synchronized_is_forgotten() -> None:
+    """backward() without step(), then load_state_dict(), which resets Horovod's handles."""
+    model = small_model()
+    optimizer, compression = compressed(DGC(density=0.05), model, momentum_sgd(model), settings={})
+    train(model, optimizer, steps=2)
+    saved = [entry.residual.clone() for entry in compression._tensors]
+    images, labels = batch(50)
+    nn.functional.cross_entropy(model(images), labels).backward()
+    hvd.barrier()
+    optimizer.load_state_dict(optimizer.state_dict())
+    for before, entry in zip(saved, compression._tensors):
+        assert torch.equal(before, entry.residual)
+    train(model, optimizer, steps=2)
+    assert compression.stats().total.steps == 4
+    assert_ranks_identical(model, "after a forgotten exchange")

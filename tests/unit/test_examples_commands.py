@@ -1,0 +1,144 @@
+"""The examples as commands: options, models, and short runs of one and of two workers on made-up data."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+import datasets
+import demo
+import pytorch_images
+import pytorch_language_model
+
+EXAMPLES = Path(datasets.__file__).parent
+rng = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("command", [pytorch_images.main, pytorch_language_model.main, demo.main])
+def test_help_names_every_option(command) -> None:
+    result = CliRunner().invoke(command, ["--help"])
+    assert result.exit_code == 0
+    for parameter in command.params:
+        assert parameter.opts[0] in result.output
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--values", "float8"],
+        ["--indices", "huffman"],
+        ["--density", "0"],
+        ["--density", "1.5"],
+        ["--compression", "topk"],
+        ["--epochs", "0"],
+        ["--clip-norm", "0"],
+        ["--data-dir", "/nowhere"],
+    ],
+)
+@pytest.mark.parametrize("command", [pytorch_images.main, pytorch_language_model.main])
+def test_refuses_a_wrong_option_by_name(command, options: list[str]) -> None:
+    result = CliRunner().invoke(command, options)
+    assert result.exit_code == 2
+    assert options[0] in result.output
+
+
+def test_size_of_the_image_model() -> None:
+    model = pytorch_images.ResidualNet(channels=1, classes=10)
+    exempt = sum(p.numel() for p in model.parameters() if p.dim() <= 1)
+    assert exempt == 1402
+    assert sum(p.numel() for p in model.parameters()) - exempt == 679_512
+
+
+def test_size_of_the_language_model() -> None:
+    model = pytorch_language_model.WordModel(words=10_000, width=128, dropout=0.1)
+    embedding, layer = 10_000 * 128, 2 * 4 * 128 * 128 + 2 * 4 * 128
+    assert sum(p.numel() for p in model.parameters()) == embedding + 10_000 + 2 * layer
+
+
+def write_images(folder: Path) -> list[str]:
+    for name in datasets.FASHION_MNIST:
+        count = 64 if name.startswith("train") else 12
+        shape = (count, 28, 28) if "images" in name else (count,)
+        array = rng.integers(0, 10, shape, np.uint8)
+        sizes = np.array(shape, ">u4").tobytes()
+        (folder / name).write_bytes(bytes([0, 0, 8, len(shape)]) + sizes + array.tobytes())
+    return ["pytorch_images.py", "--width", "4", "--batch-size", "8"]
+
+
+def write_text(folder: Path) -> list[str]:
+    words = np.array(["a", "b", "c", "d"])
+    for part, lines in {"train": 200, "valid": 40, "test": 40}.items():
+        text = "\n".join(" ".join(line) for line in words[rng.integers(0, 4, (lines, 5))])
+        (folder / f"ptb.{part}.txt").write_text(text)
+    sizes = ["--width", "8", "--batch-size", "4", "--test-batch-size", "2", "--bptt", "5"]
+    return ["pytorch_language_model.py", "--dataset", "ptb", *sizes]
+
+
+def run(folder: Path, workers: int, example: list[str], options: list[str]) -> tuple[str, list[dict]]:
+    launcher = Path(sys.executable).with_name("horovodrun")
+    if workers > 1 and not launcher.exists():
+        pytest.skip("no horovodrun beside this interpreter")
+    launch = (
+        [str(launcher), "--gloo", "-np", str(workers), "-H", f"localhost:{workers}"] if workers > 1 else []
+    )
+    script, *own = example
+    log = folder / "log.jsonl"
+    command = [*launch, sys.executable, str(EXAMPLES / script), *own, *options, "--data-dir", str(folder)]
+    result = subprocess.run(
+        [*command, "--log-json", str(log)], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout, [json.loads(line) for line in log.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("write", [write_images, write_text])
+def test_two_workers_with_dgc(tmp_path: Path, write) -> None:
+    options = [
+        "--epochs",
+        "2",
+        "--density",
+        "0.01",
+        "--dgc-warmup-epochs",
+        "1",
+        "--batches-per-allreduce",
+        "2",
+    ]
+    output, records = run(tmp_path, 2, write(tmp_path), options)
+    first, second, whole = records
+    assert [record["event"] for record in records] == ["epoch", "epoch", "run"]
+    assert whole["workers"] == 2
+    assert first["bytes_per_step"] > second["bytes_per_step"] == whole["last_step_bytes_per_step"]
+    assert whole["whole_run_bytes_per_step"] == (first["bytes_per_step"] + second["bytes_per_step"]) / 2
+    assert whole["last_step_ratio"] == whole["dense_bytes_per_step"] / whole["last_step_bytes_per_step"]
+    assert all(np.isfinite([r["train_loss"] for r in (first, second)]))
+    assert f"{whole['steps']} steps (0 skipped)" in output
+
+
+@pytest.mark.parametrize("write", [write_images, write_text])
+def test_one_worker(tmp_path: Path, write) -> None:
+    output, records = run(tmp_path, 1, write(tmp_path), ["--epochs", "1"])
+    assert records[-1]["last_step_ratio"] is None
+    assert "nothing was exchanged" in output
+
+
+def test_ends_a_run_that_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not shutil.which(Path(sys.executable).with_name("horovodrun")):
+        pytest.skip("no horovodrun beside this interpreter")
+    sleeper = tmp_path / "sleeper.py"
+    sleeper.write_text(
+        "import os, pathlib, sys, time\n"
+        f"pathlib.Path({str(tmp_path)!r}, f'pid-{{os.getpid()}}').touch()\n"
+        "time.sleep(600)\n"
+    )
+    monkeypatch.setattr(demo, "EXAMPLE", sleeper)
+    with pytest.raises(Exception, match="sleeper: not done after 20 s"):
+        demo.launch("sleeper", 2, [], 20)
+    workers = [int(path.name.removeprefix("pid-")) for path in tmp_path.glob("pid-*")]
+    assert len(workers) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
