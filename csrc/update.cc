@@ -31,7 +31,7 @@ Update::Update(double unscale_, double weight_decay_, double momentum_, double d
       dampening(dampening_),
       nesterov(nesterov_) {
   check("unscale", unscale, true);
-  check("weight_decay", weight_decay, false);
+  check("weight_decay", weight_decay, true);
   check("momentum", momentum, false);
   check("dampening", dampening, true);
 }

@@ -16,7 +16,8 @@
 
 namespace dgc {
 
-// What varies from step to step. All finite as float32; momentum and weight_decay not negative.
+// What varies from step to step. All finite as float32; momentum not negative. A negative weight decay is what an
+// optimizer that maximises needs: its step is minus the gradient plus the decay.
 struct Update {
   // Throws std::invalid_argument naming the argument, its value and what is allowed.
   explicit Update(double unscale = 1.0, double weight_decay = 0.0, double momentum = 0.0, double dampening = 0.0,

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import filelock
 import numpy as np
 
@@ -36,7 +37,7 @@ END_OF_SENTENCE = "<eos>"
 Texts = dict[str, list[str]]  # words of "train", "valid" and "test"
 
 
-class DataError(RuntimeError):
+class DataError(click.ClickException):
     """Data that is missing, damaged or cannot be fetched; the message says what to do."""
 
 
@@ -63,9 +64,7 @@ class Corpus:
 def fashion_mnist(data_dir: Path | None = None) -> Images:
     """60,000 + 10,000 images of 28 x 28; `data_dir` may hold MNIST's files too, plain or with `.gz`."""
     folder = data_dir or _cached("fashion-mnist", FASHION_MNIST, _fetch_fashion_mnist)
-    train_images, train_labels, test_images, test_labels = (
-        _read_idx(folder / name) for name in FASHION_MNIST
-    )
+    train_images, train_labels, test_images, test_labels = (_read_idx(folder / name) for name in FASHION_MNIST)
     return Images(
         train_images[:, None],
         train_labels.astype(np.int64),
@@ -240,9 +239,7 @@ def _read_cifar10(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Records of one byte of label and 3 x 32 x 32 bytes of image."""
     content = np.frombuffer(_read(path), np.uint8)
     if content.size == 0 or content.size % 3073:
-        raise DataError(
-            f"{path}: {content.size} bytes are no whole number of CIFAR-10's records of 3073 bytes"
-        )
+        raise DataError(f"{path}: {content.size} bytes are no whole number of CIFAR-10's records of 3073 bytes")
     records = content.reshape(-1, 3073)
     if records[:, 0].max() > 9:
         raise DataError(f"{path}: label {records[:, 0].max()}, CIFAR-10 has 0 ... 9")
@@ -259,9 +256,7 @@ def _brown_files(data_dir: Path | None) -> list[tuple[str, str]]:
         return [(name, _read(data_dir / name).decode()) for name in names]
     (archive,) = BROWN
     with tarfile.open(_cached("brown", BROWN, _fetch_brown) / archive) as tar:
-        files = sorted(
-            (Path(member.name).name, member) for member in tar if document.fullmatch(Path(member.name).name)
-        )
+        files = sorted((Path(member.name).name, member) for member in tar if document.fullmatch(Path(member.name).name))
         return [(name, tar.extractfile(member).read().decode()) for name, member in files]
 
 

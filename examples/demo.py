@@ -51,17 +51,13 @@ def launch(label: str, workers: int, options: list[str], time_limit: float) -> R
         ]
         # The launcher imports TensorFlow where it is installed, which then talks about its build.
         environment = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", **os.environ}
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
-        )
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
         forwarder = threading.Thread(target=forward, args=(process.stdout,), daemon=True)
         forwarder.start()
         try:
             status = process.wait(time_limit)
         except subprocess.TimeoutExpired:
-            raise click.ClickException(
-                f"{label}: not done after {time_limit:.0f} s, see --time-limit"
-            ) from None
+            raise click.ClickException(f"{label}: not done after {time_limit:.0f} s, see --time-limit") from None
         finally:
             end(process)
         forwarder.join()
@@ -91,9 +87,7 @@ def end(process: subprocess.Popen) -> None:
 
 def table(runs: list[Run]) -> Table:
     workers = runs[0].whole["workers"]
-    result = Table(
-        title=f"{len(runs[0].epochs)} epochs, {workers} workers; bytes that one worker sends per step"
-    )
+    result = Table(title=f"{len(runs[0].epochs)} epochs, {workers} workers; bytes that one worker sends per step")
     result.add_column("run")
     for heading in ("accuracy", "bytes/step\nat the end", "ratio\nat the end", "bytes/step\nwhole run",
                     "ratio\nwhole run", "step time"):  # fmt: skip
@@ -148,14 +142,11 @@ def plot(runs: list[Run], path: Path) -> None:
               help="Folder for the plot and the figures.")  # fmt: skip
 @click.option("--time-limit", type=click.FloatRange(1), default=900, show_default=True,
               help="Seconds that each of the two runs may take.")  # fmt: skip
-def main(
-    quick: bool, workers: int, density: float, data_dir: Path | None, output: Path, time_limit: float
-) -> None:
+def main(quick: bool, workers: int, density: float, data_dir: Path | None, output: Path, time_limit: float) -> None:
     console = Console(highlight=False)
-    try:
-        images = datasets.fashion_mnist(data_dir)
-    except datasets.DataError as error:
-        raise click.ClickException(str(error)) from error
+    # Ends the workers as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    images = datasets.fashion_mnist(data_dir)
     console.print(
         f"Fashion-MNIST: {len(images.train_images):,} images to train on, {len(images.test_images):,} to test"
     )

@@ -79,9 +79,7 @@ class Columns:
 @click.command(help=__doc__.splitlines()[0])
 @click.option("--dataset", type=click.Choice(list(datasets.TEXTS)), default="brown", show_default=True)
 @click.option("--vocabulary", type=click.IntRange(2), default=10_000, show_default=True, help="Known words.")
-@click.option(
-    "--width", type=common.COUNT, default=128, show_default=True, help="Of embedding and LSTM layers."
-)
+@click.option("--width", type=common.COUNT, default=128, show_default=True, help="Of embedding and LSTM layers.")
 @click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), default=0.1, show_default=True)
 @click.option("--bptt", type=common.COUNT, default=35, show_default=True, help="Time steps per batch.")
 @common.options(

@@ -9,4 +9,4 @@ from horovod_dgc.schedule import Warmup
 from horovod_dgc.traffic import Traffic, traffic
 
 __version__ = "0.1.0"
-__all__ = ["DGC", "Method", "Plan", "State", "Traffic", "Warmup", "traffic", "__version__"]
+__all__ = ["DGC", "Method", "Plan", "State", "Traffic", "Warmup", "__version__", "traffic"]

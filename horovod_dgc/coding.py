@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ INDICES = {
 
 # Value coders whose payload, where every coordinate is sent, is an array that an allreduce can sum as it is.
 # Horovod 0.28.1 has no bfloat16 collectives, so bfloat16 is gathered like the integer codes.
-SUMMABLE = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
+SUMMABLE: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Coding:
         return _layout(numel, sent, self.indices, self.values)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _layout(numel: int, sent: int, indices: str, values: str) -> _core.Layout:
     return _core.Layout(numel, sent, INDICES[indices], VALUES[values])
 

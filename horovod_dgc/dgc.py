@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from horovod_dgc import _checks
 from horovod_dgc.coding import SUMMABLE, VALUES, Coding, coordinates_to_send
@@ -88,7 +89,7 @@ class DGC(Method):
         exempt = len(shape) <= 1
         coding = Coding(self.exempt_values or self.values if exempt else self.values, self.indices)
         sent = numel if exempt else coordinates_to_send(numel, self.density_at(step))
-        where = "aggregated" if exempt else "local"
+        where: Literal["aggregated", "local"] = "aggregated" if exempt else "local"
         return Plan(
             layout=coding.layout(numel, sent),
             summable=SUMMABLE.get(coding.values) if sent == numel else None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -55,6 +55,11 @@ class Plan:
     @property
     def every_coordinate(self) -> bool:
         return self.sent == self.numel
+
+    def whole(self) -> Plan:
+        """The same tensor with everything sent as it is: what a lone worker does, which has nobody to send to."""
+        layout = _core.Layout(self.numel, self.numel, self.layout.indices, _core.ValueCoder.float32)
+        return replace(self, layout=layout, summable=np.dtype(np.float32))
 
 
 @dataclass

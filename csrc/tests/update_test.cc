@@ -24,7 +24,7 @@ TEST(Update, RefusesWhatIsNotFiniteAndNamesIt) {
     return "accepted";
   };
   EXPECT_EQ(message([&] { Update{bad}; }).find("unscale"), 0u);
-  EXPECT_EQ(message([&] { Update(1.0, -0.1); }).find("weight_decay"), 0u);
+  EXPECT_EQ(message([&] { Update(1.0, INFINITY); }).find("weight_decay"), 0u);
   EXPECT_EQ(message([&] { Update(1.0, 0.0, -0.9); }).find("momentum"), 0u);
   EXPECT_EQ(message([&] { Update(1.0, 0.0, 0.9, 1e300); }).find("dampening"), 0u);
   EXPECT_EQ(message([&] { Update(-0.5, 0.1, 1.5, -2.0, true); }), "accepted");

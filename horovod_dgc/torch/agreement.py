@@ -74,4 +74,5 @@ def _gather(data: bytes, name: str, process_set: Any, timeout: float) -> bytes:
                 "the process set must give hvd.DistributedOptimizer a Compression and reach the first backward pass"
             )
         time.sleep(POLL_SECONDS)
-    return hvd.synchronize(handle).numpy().tobytes()
+    gathered: torch.Tensor = hvd.synchronize(handle)
+    return gathered.numpy().tobytes()

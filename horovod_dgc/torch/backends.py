@@ -213,7 +213,7 @@ def backend_for(device: torch.device) -> Backend:
 def _velocity(update: _core.Update, grad: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
     moved = velocity * update.momentum + grad * (1 - update.dampening)
     tiny = torch.finfo(torch.float32).tiny
-    return moved.masked_fill_(moved.abs() < tiny, 0)
+    return torch.where(moved.abs() < tiny, torch.zeros_like(moved), moved)
 
 
 def _accumulate(

@@ -81,9 +81,7 @@ class Compression:
         names = _name(optimizer, named_parameters)
         for parameter in names.values():
             method.plan(parameter.shape)
-        self._tensors = [
-            Tensor(name, parameter, self._backend(parameter)) for name, parameter in sorted(names.items())
-        ]
+        self._tensors = [Tensor(name, parameter, self._backend(parameter)) for name, parameter in sorted(names.items())]
         self._by_parameter = {id(tensor.parameter): tensor for tensor in self._tensors}
         self._following: dict[int, Tensor] = {}
         self._previous: Tensor | None = None
@@ -121,18 +119,13 @@ class Compression:
             self._takeover.refuse_sparse()
             return output
         step = ctx.step
-        step_begins = not step.sealed
-        if step_begins:
+        first = not step.sealed
+        if first:
             step.seal()
-            if step.abandoned:
-                self._totals.skipped += 1
-            else:
-                self._exchanges += 1
-                self._totals.steps += 1
-                self._last = TensorStats(steps=1)
+            self._conclude(step)
         counts = (self._totals,) if step.abandoned else (self._totals, self._last)
-        if step_begins:
-            step.count_control(*counts)
+        if first:
+            step.count(*counts)
         return ctx.finish(output, *counts)
 
     def stats(self) -> Stats:
@@ -143,6 +136,14 @@ class Compression:
         tensors = {tensor.name: tensor.measured() for tensor in self._tensors}
         self._totals.residual_norm = math.sqrt(sum(t.residual_norm**2 for t in tensors.values()))
         return Stats(self._totals, self._last, tensors)
+
+    def _conclude(self, step: Step) -> None:
+        if step.abandoned:
+            self._totals.skipped += 1
+        else:
+            self._exchanges += 1
+            self._totals.steps += 1
+            self._last = TensorStats(steps=1)
 
     def _backend(self, parameter: torch.Tensor) -> Backend:
         return TorchBackend() if self._plain_torch else backend_for(parameter.device)

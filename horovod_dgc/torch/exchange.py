@@ -73,9 +73,8 @@ class Exchange:
             unscale *= clip_factor(math.sqrt(self.sum_squares()) * unscale, clip, step.workers)
         self._transport = step.transport or transport.choose(plan, step.workers)
         local = plan.momentum == "local" and step.takeover.momentum
-        entry.prepare(
-            momentum=step.takeover.momentum, buffer=step.takeover.momentum_buffer(entry.parameter)
-        )
+        if entry.residual is None:
+            entry.prepare(step.takeover)
         self._update = step.takeover.update(
             self._group,
             unscale=unscale,
@@ -175,9 +174,7 @@ class Exchange:
     def _after_reduction(self, result: torch.Tensor) -> torch.Tensor:
         entry, takeover = self._entry, self.step.takeover
         if self._plan.momentum == "aggregated" and takeover.momentum:
-            update = takeover.update(
-                self._group, unscale=1.0, dense_factor=1.0, first=not entry.stepped, momentum=True
-            )
+            update = takeover.update(self._group, unscale=1.0, dense_factor=1.0, first=not entry.stepped, momentum=True)
             self._backend.apply_momentum(self._backend.view(result), entry.velocity_view, update)
             entry.stepped = True
         return result.mul_(self.step.loss_scale) if self.step.loss_scale != 1.0 else result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import horovod.torch as hvd
@@ -62,18 +63,20 @@ class Step:
         self._tokens = torch.ones(token_count)
         self._nonfinite = 0
         self._flag: int | None = None
+        self._waited = 0.0
 
     def __contains__(self, entry: Tensor) -> bool:
         return entry.name in self._exchanges
 
     def submit(self, entry: Tensor, gradient: torch.Tensor) -> Exchange:
         """Take one gradient in; unless clipping must wait, encode it and start its collective."""
+        plan = self.method.plan(entry.parameter.shape, self._number)
         position = len(self._exchanges)
         exchange = Exchange(
             self,
             entry,
             gradient,
-            self.method.plan(entry.parameter.shape, self._number),
+            plan if self.workers > 1 else plan.whole(),
             self._groups[id(entry.parameter)],
             self._tokens[position : position + 1],
         )
@@ -95,7 +98,9 @@ class Step:
                 self._start(exchange, factor / self.loss_scale, carried=False)
         if self._flag is None:
             self._send_flag()
+        began = time.perf_counter()
         self.abandoned = bool(hvd.synchronize(self._flag).item())
+        self._waited = time.perf_counter() - began
 
     def discard(self) -> None:
         """Wait for what is under way and forget it; nothing has been committed."""
@@ -104,10 +109,11 @@ class Step:
         if self._flag is not None:
             hvd.synchronize(self._flag)
 
-    def count_control(self, *counts: TensorStats) -> None:
-        """Add the bytes of the flag itself."""
+    def count(self, *counts: TensorStats) -> None:
+        """Add what the flag itself has cost."""
         for count in counts:
             count.control += self._tokens.element_size()
+            count.wait += self._waited
 
     def _start(self, exchange: Exchange, unscale: float, *, carried: bool) -> None:
         exchange.start(unscale, carried=carried)

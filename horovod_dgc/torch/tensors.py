@@ -10,13 +10,13 @@ import torch
 
 from horovod_dgc.stats import TensorStats
 from horovod_dgc.torch.backends import Backend
+from horovod_dgc.torch.takeover import Takeover
 
 
 class Tensor:
     """A parameter with its residual and velocity (float32, flat, on the parameter's device) and its counts.
 
-    The state is made at the first exchange, of zeros, except that a velocity begins as the momentum buffer that
-    the optimizer has kept so far.
+    The state is made at the first exchange.
     """
 
     def __init__(self, name: str, parameter: torch.nn.Parameter, backend: Backend) -> None:
@@ -30,19 +30,12 @@ class Tensor:
         self.velocity_view: Any = None
         self.stepped = False
 
-    def prepare(self, *, momentum: bool, buffer: torch.Tensor | None) -> None:
-        """Make the state that is needed and not there yet.
-
-        Args:
-            momentum: whether a velocity is needed.
-            buffer: what the optimizer kept as its momentum so far, shaped like the parameter, or None.
-        """
-        if self.residual is None:
-            self.residual = self._zeros()
-            self.residual_view = self.backend.view(self.residual)
-        if momentum and self.velocity is None:
-            self.velocity = self._zeros()
-            self.velocity_view = self.backend.view(self.velocity)
+    def prepare(self, takeover: Takeover) -> None:
+        """Make the state; the velocity goes on from where the optimizer's momentum buffer stands."""
+        self.residual, self.residual_view = self._zeros()
+        if takeover.momentum:
+            self.velocity, self.velocity_view = self._zeros()
+            buffer = takeover.momentum_buffer(self.parameter)
             if buffer is not None:
                 self.velocity.copy_(buffer.reshape(-1))
                 self.stepped = True
@@ -57,9 +50,9 @@ class Tensor:
             self.stats.residual_norm = math.sqrt(self.backend.sum_squares(self.residual_view))
         return dataclasses.replace(self.stats)
 
-    def _zeros(self) -> torch.Tensor:
-        parameter = self.parameter
-        return torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
+    def _zeros(self) -> tuple[torch.Tensor, Any]:
+        zeros = torch.zeros(self.parameter.numel(), dtype=torch.float32, device=self.parameter.device)
+        return zeros, self.backend.view(zeros)
 
 
 def flatten(tensor: torch.Tensor) -> torch.Tensor:

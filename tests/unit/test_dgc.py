@@ -79,15 +79,15 @@ def test_sent_and_residual_make_up_what_was_accumulated(values: str, indices: st
 @settings(max_examples=150, deadline=None)
 @given(
     gradients=st.integers(1, 200).flatmap(
-        lambda n: hnp.arrays(np.float32, (3, n), elements=st.floats(-(2.0**50), 2.0**50, width=32, allow_subnormal=False))
+        lambda n: hnp.arrays(
+            np.float32, (3, n), elements=st.floats(-(2.0**50), 2.0**50, width=32, allow_subnormal=False)
+        )
     ),
     values=st.sampled_from(VALUES),
     indices=st.sampled_from(INDICES),
     density=st.floats(0.001, 1.0),
 )
-def test_residual_is_what_decoding_leaves(
-    gradients: np.ndarray, values: str, indices: str, density: float
-) -> None:
+def test_residual_is_what_decoding_leaves(gradients: np.ndarray, values: str, indices: str, density: float) -> None:
     """For any finite input: residual after = residual before + gradient - sent, to one rounding each."""
     numel = gradients.shape[1]
     method = DGC(density=density, values=values, indices=indices)
@@ -190,9 +190,7 @@ def test_zero_grad_leaves_the_gradient_zeroed() -> None:
 def test_sampling_changes_nothing_but_speed() -> None:
     rng = np.random.default_rng(9)
     g = rng.standard_normal(300_000).astype(F)
-    payloads = {
-        DGC(sample_ratio=ratio).encode(g, DGC().init(g.size)).tobytes() for ratio in (0.001, 0.01, 0.3, 1.0)
-    }
+    payloads = {DGC(sample_ratio=ratio).encode(g, DGC().init(g.size)).tobytes() for ratio in (0.001, 0.01, 0.3, 1.0)}
     assert len(payloads) == 1
 
 

@@ -72,8 +72,7 @@ def test_fetches_once(fetched: Path) -> None:
 def test_several_ranks_fetch_once(fetched: Path) -> None:
     shapes = []
     ranks = [
-        threading.Thread(target=lambda: shapes.append(datasets.fashion_mnist().train_images.shape))
-        for _ in range(4)
+        threading.Thread(target=lambda: shapes.append(datasets.fashion_mnist().train_images.shape)) for _ in range(4)
     ]
     for rank in ranks:
         rank.start()
@@ -125,9 +124,7 @@ def test_own_copy_of_fashion_mnist(tmp_path: Path, compressed: bool) -> None:
     assert images.test_images.tobytes() == files["t10k-images-idx3-ubyte"][16:]
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda b: b[:-1], lambda b: b"\1" + b[1:], lambda b: b[:2], lambda b: b""]
-)
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"\1" + b[1:], lambda b: b[:2], lambda b: b""])
 def test_refuses_a_damaged_idx_file(tmp_path: Path, damage) -> None:
     for name, content in small_fashion_mnist().items():
         (tmp_path / name).write_bytes(damage(content))

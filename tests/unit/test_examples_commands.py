@@ -84,9 +84,7 @@ def run(folder: Path, workers: int, example: list[str], options: list[str]) -> t
     launcher = Path(sys.executable).with_name("horovodrun")
     if workers > 1 and not launcher.exists():
         pytest.skip("no horovodrun beside this interpreter")
-    launch = (
-        [str(launcher), "--gloo", "-np", str(workers), "-H", f"localhost:{workers}"] if workers > 1 else []
-    )
+    launch = [str(launcher), "--gloo", "-np", str(workers), "-H", f"localhost:{workers}"] if workers > 1 else []
     script, *own = example
     log = folder / "log.jsonl"
     command = [*launch, sys.executable, str(EXAMPLES / script), *own, *options, "--data-dir", str(folder)]

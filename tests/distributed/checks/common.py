@@ -49,7 +49,12 @@ def distribute(
 
 
 def compressed(
-    method: Method, model: nn.Module, optimizer: torch.optim.Optimizer, *, settings: dict[str, Any], **options: Any
+    method: Method,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    settings: dict[str, Any],
+    **options: Any,
 ) -> tuple[torch.optim.Optimizer, Compression]:
     """The distributed optimizer with compression, and the compression itself."""
     compression = Compression(method, optimizer, model.named_parameters(), **settings)

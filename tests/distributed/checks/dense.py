@@ -7,9 +7,16 @@ from typing import Any
 
 import horovod.torch as hvd
 import torch
-from checks.common import assert_ranks_identical, assert_same_trajectory, compressed, distribute, small_model, train
 from torch import nn
 
+from checks.common import (
+    assert_ranks_identical,
+    assert_same_trajectory,
+    compressed,
+    distribute,
+    small_model,
+    train,
+)
 from horovod_dgc import DGC
 from horovod_dgc.torch.takeover import Takeover
 
@@ -18,7 +25,12 @@ SGD = torch.optim.SGD
 
 
 def same_as_dense(
-    build: Any, *, transports: tuple[str, ...] = ("gather", "allreduce"), passes: int = 1, schedule: Any = None, **options: Any
+    build: Any,
+    *,
+    transports: tuple[str, ...] = ("gather", "allreduce"),
+    passes: int = 1,
+    schedule: Any = None,
+    **options: Any,
 ) -> None:
     def run(transport: str | None) -> list[torch.Tensor]:
         model = small_model()

@@ -6,6 +6,8 @@ import itertools
 
 import horovod.torch as hvd
 import torch
+from torch import nn
+
 from checks.common import (
     assert_ranks_identical,
     batch,
@@ -16,8 +18,6 @@ from checks.common import (
     train,
     vector,
 )
-from torch import nn
-
 from horovod_dgc import DGC, Warmup
 
 VALUES = ("float32", "float16", "bfloat16", "int8", "int4")
@@ -131,7 +131,9 @@ def _poisoned_run(where: str | None, method: DGC, transport: str, value: float) 
             optimizer.zero_grad()
             poison = value if hvd.rank() == hvd.size() - 1 else 1.0
             parameter = dict(model.named_parameters())[where]
-            handle = parameter.register_hook(lambda g: torch.where(torch.arange(g.numel()).view(g.shape) == 1, poison, g))
+            handle = parameter.register_hook(
+                lambda g, poison=poison: torch.where(torch.arange(g.numel()).view(g.shape) == 1, poison, g)
+            )
             images, labels = batch(99)
             nn.functional.cross_entropy(model(images), labels).backward()
             optimizer.synchronize()
@@ -171,12 +173,15 @@ def check_a_skipped_step_changes_nothing() -> None:
         (DGC(density=0.05, clip_norm=1.0), "allreduce"),
     ):
         undisturbed = _poisoned_run(None, method, transport, 0.0)
-        for where, value in (("4.weight", float("nan")), ("0.weight", float("-inf")), ("6.bias", float("inf"))):
+        for where, value in (
+            ("4.weight", float("nan")),
+            ("0.weight", float("-inf")),
+            ("6.bias", float("inf")),
+        ):
             disturbed = _poisoned_run(where, method, transport, value)
             # The order of an allreduce's sums depends on what Horovod happens to fuse.
             tolerance = 1e-3 if transport == "allreduce" else 0.0
             assert torch.allclose(disturbed, undisturbed, rtol=0, atol=tolerance), f"{method} {transport} {where}"
-
 
 
 def check_grad_scaler_skips_everywhere_and_ends_where_it_would_have_ended() -> None:

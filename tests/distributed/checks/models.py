@@ -6,6 +6,8 @@ from typing import Any
 
 import horovod.torch as hvd
 import torch
+from torch import nn
+
 from checks.common import (
     assert_ranks_identical,
     assert_same_trajectory,
@@ -16,8 +18,6 @@ from checks.common import (
     train,
     vector,
 )
-from torch import nn
-
 from horovod_dgc import DGC
 
 EXACT = DGC(density=1.0, values="float32")
@@ -25,7 +25,9 @@ SPARSE = DGC(density=0.05)
 
 
 def sgd(model: nn.Module, **settings: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD((p for p in model.parameters() if p.requires_grad), **{"lr": 0.05, "momentum": 0.9, **settings})
+    return torch.optim.SGD(
+        (p for p in model.parameters() if p.requires_grad), **{"lr": 0.05, "momentum": 0.9, **settings}
+    )
 
 
 def both(build: Any, step: Any, dense: Any = None) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -206,9 +208,7 @@ def check_sparse_gradients_that_bypass_compression() -> None:
             self.out = nn.Linear(8, 5)
 
     model = Mixed()
-    optimizer, compression = compressed(
-        SPARSE, model, torch.optim.SGD(model.parameters(), lr=0.1), settings={}
-    )
+    optimizer, compression = compressed(SPARSE, model, torch.optim.SGD(model.parameters(), lr=0.1), settings={})
     for number in range(4):
         optimizer.zero_grad()
         words = (torch.arange(12) * (number + 1) + hvd.rank()) % 30

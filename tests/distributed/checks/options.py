@@ -7,6 +7,8 @@ from typing import Any
 
 import horovod.torch as hvd
 import torch
+from torch import nn
+
 from checks.common import (
     assert_ranks_identical,
     assert_same_trajectory,
@@ -17,8 +19,6 @@ from checks.common import (
     train,
     vector,
 )
-from torch import nn
-
 from horovod_dgc import DGC, Warmup, traffic, transport
 
 EXACT = DGC(density=1.0, values="float32")
@@ -42,6 +42,17 @@ def check_process_sets() -> None:
             distributed = distribute(model, optimizer, process_set=process_set)
         trajectories.append(train(model, distributed))
     assert_same_trajectory(*trajectories)
+    hvd.remove_process_set(process_set)
+
+
+def check_a_process_set_of_one_is_plain_sgd() -> None:
+    process_set = hvd.add_process_set([hvd.size() - 1])
+    model, plain = small_model(), small_model()
+    settings = {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}
+    distributed, _ = compressed(
+        DGC(density=0.01), model, momentum_sgd(model, **settings), settings={}, process_set=process_set
+    )
+    assert_same_trajectory(train(model, distributed), train(plain, momentum_sgd(plain, **settings)))
     hvd.remove_process_set(process_set)
 
 
@@ -100,7 +111,10 @@ def check_global_norm_clipping_follows_the_formula() -> None:
     model = small_model()
     model[1].eval()
     distributed, _ = compressed(
-        DGC(density=1.0, values="float32", clip_norm=clip), model, torch.optim.SGD(model.parameters(), lr=1.0), settings={}
+        DGC(density=1.0, values="float32", clip_norm=clip),
+        model,
+        torch.optim.SGD(model.parameters(), lr=1.0),
+        settings={},
     )
     start = [p.detach().clone() for p in model.parameters()]
     images, labels = batch(0)

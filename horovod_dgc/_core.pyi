@@ -1,0 +1,194 @@
+"""C++ core of horovod_dgc: selection, coding and the streaming passes, on NumPy arrays.
+
+All arrays are one-dimensional, C-contiguous and in native byte order. State and outputs are float32; gradients and
+weights are float32, float16, or uint16 holding bfloat16 bits. Every argument is checked: a ValueError names it, what
+it is and what is allowed. Work proportional to a tensor's size runs without the GIL.
+"""
+
+import enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Floats = NDArray[np.float32]
+_Scalars = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16]
+_Bytes = NDArray[np.uint8]
+
+class IndexCoder(enum.Enum):
+    """How the coordinates of a payload are coded; k == n takes no bytes in any of them."""
+
+    elias_fano = 0
+    """About 2 + log2(n / k) bits each (Elias 1974, Fano 1971)."""
+    runlength16 = 1
+    """A 16-bit run of zeros each, as in the DGC paper (arXiv 1712.01887). Longer runs are bridged by fillers of value
+    zero, which take the slots of the smallest of the selected coordinates."""
+    int32 = 2
+    """32 bits each; n < 2**31."""
+
+class ValueCoder(enum.Enum):
+    """How the values of a payload are coded.
+
+    The 16-bit coders round to nearest even, saturate finite values and turn infinities into NaN. int8 and int4 hold
+    a float32 scale, max|v| / 127 or max|v| / 7, per chunk of 256 values; a chunk with a value that is not finite
+    decodes to NaN throughout.
+    """
+
+    float32 = 0
+    float16 = 1
+    bfloat16 = 2
+    int8 = 3
+    int4 = 4
+
+class Layout:
+    """The payload of one tensor: values first, then indices, no header.
+
+    n elements, 0 <= n < 2**32 (int32 indices: 2**31), of which exactly k are sent, 1 <= k <= n (n == 0: k == 0).
+    runlength16 also needs k >= ceil(n / 65536), unless k == n.
+    """
+
+    def __init__(self, n: int, k: int, indices: IndexCoder, values: ValueCoder) -> None: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def k(self) -> int: ...
+    @property
+    def indices(self) -> IndexCoder: ...
+    @property
+    def values(self) -> ValueCoder: ...
+    @property
+    def nbytes(self) -> int:
+        """Length of the payload; depends on nothing but the four arguments."""
+    def pack(self, indices: NDArray[np.uint32], values: _Floats) -> tuple[_Bytes, _Floats]:
+        """(payload[nbytes], sent[k]) of k strictly increasing indices; sent = what decoding adds at each of them."""
+    def unpack(self, payload: _Bytes) -> tuple[NDArray[np.uint32], _Floats]:
+        """(indices[k], values[k]) of a payload, which is validated first."""
+    def validate(self, payloads: _Bytes) -> None:
+        """ValueError saying which payload is malformed and how. Shape (N, nbytes) or (N * nbytes,)."""
+    def decode_add(self, payloads: _Bytes, out: _Floats, scale: float = 1.0, threads: int = 1) -> None:
+        """out[i] += scale * value for every coordinate of every payload, in payload order at each coordinate.
+
+        Validates first and writes nothing if a payload is malformed. payloads: (N, nbytes) or (N * nbytes,);
+        out: [n]. The result does not depend on threads.
+        """
+    def poison(self) -> _Bytes:
+        """A valid payload whose first k coordinates hold NaN."""
+    def __eq__(self, other: object) -> bool: ...
+    def __hash__(self) -> int: ...
+
+class Update:
+    """The arithmetic of one step, with g the gradient, w the weights, u the velocity, v the residual::
+
+        ghat = unscale * g + weight_decay * w
+        u'   = momentum * u + (1 - dampening) * ghat       subnormal u' becomes 0
+        v'   = v + u'                                      with velocity
+        v'   = v + (ghat + momentum * u')                  with velocity, Nesterov
+        v'   = v + ghat                                    without velocity
+
+    All finite as float32; momentum and weight_decay not negative.
+    """
+
+    def __init__(
+        self,
+        unscale: float = 1.0,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        nesterov: bool = False,
+    ) -> None: ...
+    @property
+    def unscale(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def momentum(self) -> float: ...
+    @property
+    def dampening(self) -> float: ...
+    @property
+    def nesterov(self) -> bool: ...
+
+class Proposal:
+    """What a step would send and what it would leave behind; made by propose and encode."""
+
+    @property
+    def layout(self) -> Layout: ...
+    @property
+    def payload(self) -> _Bytes:
+        """[nbytes]; a view that keeps the proposal alive. Equal to layout.poison() if not finite."""
+    @property
+    def finite(self) -> bool:
+        """Whether v' is finite everywhere."""
+    @property
+    def indices(self) -> NDArray[np.uint32]:
+        """[k], strictly increasing: the coordinates of largest |v'|, ties to the lower index."""
+    @property
+    def sent(self) -> _Floats:
+        """[k]: what decoding the payload adds at these coordinates; NaN if not finite."""
+    def commit(
+        self,
+        update: Update,
+        grad: _Scalars,
+        residual: _Floats,
+        velocity: _Floats | None = None,
+        weights: _Scalars | None = None,
+        *,
+        mask_velocity: bool = True,
+        zero_grad: bool = False,
+        threads: int = 1,
+    ) -> None:
+        """Applies the step to the arrays it was proposed from: velocity = u', residual = v' - sent.
+
+        mask_velocity: velocity = 0 where something was sent, if k < n (momentum factor masking). zero_grad: leaves
+        the gradient zeroed. ValueError, and nothing changed, if the proposal is not finite.
+        """
+    def masked(self, out: _Floats) -> None:
+        """out[n] = 0, then sent at the selected coordinates: the dense form for an allreduce."""
+
+def propose(
+    layout: Layout,
+    update: Update,
+    grad: _Scalars,
+    residual: _Floats,
+    velocity: _Floats | None = None,
+    weights: _Scalars | None = None,
+    *,
+    sample_ratio: float = 0.01,
+    threads: int = 1,
+) -> Proposal:
+    """Selects and packs exactly the k coordinates of largest |v'|; writes to none of the arrays.
+
+    weights: given exactly where update.weight_decay is not 0. velocity None: no momentum correction. sample_ratio
+    (above 0, at most 1) and threads affect speed, never the result.
+    """
+
+def encode(
+    layout: Layout,
+    update: Update,
+    grad: _Scalars,
+    residual: _Floats,
+    velocity: _Floats | None = None,
+    weights: _Scalars | None = None,
+    *,
+    mask_velocity: bool = True,
+    zero_grad: bool = False,
+    sample_ratio: float = 0.01,
+    threads: int = 1,
+    assume_finite: bool = False,
+) -> Proposal:
+    """propose and commit in one pass over memory, with the same results bit for bit.
+
+    A gradient that is not finite leaves all arrays untouched. Finding that out takes a look at the whole gradient
+    first; assume_finite saves it for those who have just taken its norm. What only the pass finds not to be finite (a
+    wrong assumption, or a sum that overflows although all its terms are below 2**60) is lost from the state.
+    """
+
+def sum_squares(x: _Scalars, threads: int = 1) -> float:
+    """Sum of squares, accumulated in double; infinite or NaN if x is not finite. Does not depend on threads."""
+
+def all_finite(x: _Scalars) -> bool:
+    """Whether x holds neither infinities nor NaN."""
+
+def apply_momentum(aggregated: _Floats, velocity: _Floats, update: Update) -> None:
+    """Momentum of a tensor that is not sparsified, in place: velocity = u', aggregated = the step (as in Update).
+
+    Uses update.momentum, dampening and nesterov only.
+    """
