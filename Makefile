@@ -19,7 +19,7 @@ define cpp_build
 endef
 define cpp_tests
 	$(cpp_build)
-	$(BIN)/ctest --test-dir build/$(1) --output-on-failure --timeout 300 --parallel $(JOBS)
+	$(BIN)/ctest --test-dir build/$(1) --output-on-failure --timeout 600 --parallel $(JOBS)
 endef
 
 .PHONY: help env demo test test-quick lint cpp-test cpp-test-asan cpp-test-tsan bench clean

@@ -114,9 +114,7 @@ class Bench:
 
     def propose(self, threads: int) -> Any:
         ratio = self.plan.sample_ratio
-        return _core.propose(
-            self.plan.layout, self.update, self.g, self.v, self.u, sample_ratio=ratio, threads=threads
-        )
+        return _core.propose(self.plan.layout, self.update, self.g, self.v, self.u, sample_ratio=ratio, threads=threads)
 
     def commit(self, threads: int, proposal: Any = None) -> None:
         proposal = self.proposal if proposal is None else proposal
@@ -222,9 +220,7 @@ def show(numel: int, results: dict[int, dict[str, Any]]) -> None:
 @click.option("--repeats", type=click.IntRange(1), default=15, show_default=True, help="Rounds that count.")
 @report.json_option
 def main(millions: tuple[float, ...], threads: tuple[int, ...], repeats: int, json_path: Path | None) -> None:
-    machine = report.machine()
-    machine["instructions"] = Floors(MOMENTUM).instructions
-    report.say_machine(machine)
+    neighbours = report.Neighbours()
     found = []
     for numel in (round(1e6 * m) for m in millions):
         bench = Bench(numel)
@@ -237,6 +233,8 @@ def main(millions: tuple[float, ...], threads: tuple[int, ...], repeats: int, js
             found.append({"numel": numel, "threads": count, "rounds": rounds, **results[count]})
         show(numel, results)
         del bench
+    machine = {**neighbours.describe(), "instructions": Floors(MOMENTUM).instructions}
+    report.CONSOLE.print(f"instruction set of the core and of the floors: {machine['instructions']}", highlight=False)
     report.write_json(json_path, {"machine": machine, "density": DENSITY, "momentum": MOMENTUM, "results": found})
 
 

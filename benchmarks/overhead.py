@@ -51,8 +51,7 @@ def show(title: str, summary: dict[str, Any]) -> None:
 @click.option("--profile", is_flag=True, help="Also show where Python's time goes in DGC's steps on rank 0.")
 @report.json_option
 def main(workers: int, rounds: int, steps: int, small_only: bool, profile: bool, json_path: Path | None) -> None:
-    machine = report.machine()
-    report.say_machine(machine)
+    neighbours = report.Neighbours()
     found = []
     for model, small in MODELS.items():
         if small_only and not small:
@@ -65,7 +64,7 @@ def main(workers: int, rounds: int, steps: int, small_only: bool, profile: bool,
         if profile:
             report.CONSOLE.print(result["profile"], highlight=False, markup=False)
         found.append({"model": model, "tensors": result["tensors"], "elements": result["elements"], **summary})
-    report.write_json(json_path, {"machine": machine, "workers": workers, "results": found})
+    report.write_json(json_path, {"machine": neighbours.describe(), "workers": workers, "results": found})
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Bytes that one worker sends per step, from the shapes of the models in the DGC paper, beside its figures.
 
+Nothing is run or timed: the plans that really send give their sizes.
+
     python benchmarks/traffic.py
 """
 

@@ -13,7 +13,8 @@ enum class Scalar { float32, float16, bfloat16 };
 
 inline size_t scalar_size(Scalar type) { return type == Scalar::float32 ? 4 : 2; }
 
-// `n` elements each; the arrays do not overlap. float16 and bfloat16 elements are stored as uint16 bit patterns.
+// `n` elements each; the arrays do not overlap. float16 and bfloat16 elements are stored as uint16 bit
+// patterns.
 struct Arrays {
   size_t n = 0;
   void* grad = nullptr;  // written only where zero_grad is asked for

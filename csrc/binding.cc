@@ -53,8 +53,10 @@ enum class Access { read, write };
 py::array checked_array(const std::string& name, const py::object& object, Access access) {
   if (!py::isinstance<py::array>(object)) refuse(name, describe(object), "a NumPy array");
   py::array array = py::reinterpret_borrow<py::array>(object);
-  if (!(array.flags() & py::array::c_style)) refuse(name, describe(object) + ", not C-contiguous", "a C-contiguous array");
-  if (access == Access::write && !array.writeable()) refuse(name, describe(object) + ", read-only", "a writable array");
+  if (!(array.flags() & py::array::c_style))
+    refuse(name, describe(object) + ", not C-contiguous", "a C-contiguous array");
+  if (access == Access::write && !array.writeable())
+    refuse(name, describe(object) + ", read-only", "a writable array");
   return array;
 }
 
@@ -220,7 +222,8 @@ py::tuple unpack(const Layout& layout, const py::object& payload) {
   return py::make_tuple(std::move(indices), std::move(values));
 }
 
-void decode_add(const Layout& layout, const py::object& payloads, const py::object& out, double scale, int threads) {
+void decode_add(const Layout& layout, const py::object& payloads, const py::object& out, double scale,
+                int threads) {
   const Payloads p = payloads_of(layout, payloads);
   float* o = floats("out", out, layout.n(), Access::write);
   checked_threads(threads);
@@ -228,8 +231,9 @@ void decode_add(const Layout& layout, const py::object& payloads, const py::obje
   dgc::decode_add(layout, p.data, p.count, o, static_cast<float>(scale), threads);
 }
 
-Proposal propose(const Layout& layout, const Update& update, const py::object& grad, const py::object& residual,
-                 const py::object& velocity, const py::object& weights, double sample_ratio, int threads) {
+Proposal propose(const Layout& layout, const Update& update, const py::object& grad,
+                 const py::object& residual, const py::object& velocity, const py::object& weights,
+                 double sample_ratio, int threads) {
   const Arrays a = arrays_of(layout.n(), update, grad, residual, velocity, weights, Access::read, false);
   Options options;
   options.sample_ratio = checked_sample_ratio(sample_ratio);
@@ -238,10 +242,12 @@ Proposal propose(const Layout& layout, const Update& update, const py::object& g
   return dgc::propose(layout, update, a, options);
 }
 
-void commit(const Proposal& proposal, const Update& update, const py::object& grad, const py::object& residual,
-            const py::object& velocity, const py::object& weights, bool mask_velocity, bool zero_grad, int threads) {
+void commit(const Proposal& proposal, const Update& update, const py::object& grad,
+            const py::object& residual, const py::object& velocity, const py::object& weights,
+            bool mask_velocity, bool zero_grad, int threads) {
   if (!proposal.finite) refuse("proposal", "not finite", "a finite one; skip the step");
-  const Arrays a = arrays_of(proposal.layout.n(), update, grad, residual, velocity, weights, Access::write, zero_grad);
+  const Arrays a =
+      arrays_of(proposal.layout.n(), update, grad, residual, velocity, weights, Access::write, zero_grad);
   Options options;
   options.threads = checked_threads(threads);
   options.mask_velocity = mask_velocity;
@@ -250,9 +256,9 @@ void commit(const Proposal& proposal, const Update& update, const py::object& gr
   dgc::commit(proposal, update, a, options);
 }
 
-Proposal encode(const Layout& layout, const Update& update, const py::object& grad, const py::object& residual,
-                const py::object& velocity, const py::object& weights, bool mask_velocity, bool zero_grad,
-                double sample_ratio, int threads, bool assume_finite) {
+Proposal encode(const Layout& layout, const Update& update, const py::object& grad,
+                const py::object& residual, const py::object& velocity, const py::object& weights,
+                bool mask_velocity, bool zero_grad, double sample_ratio, int threads, bool assume_finite) {
   const Arrays a = arrays_of(layout.n(), update, grad, residual, velocity, weights, Access::write, zero_grad);
   Options options;
   options.sample_ratio = checked_sample_ratio(sample_ratio);
@@ -325,8 +331,9 @@ PYBIND11_MODULE(_core, m) {
       .def("__repr__", &layout_repr);
 
   py::class_<Update>(m, "Update")
-      .def(py::init<double, double, double, double, bool>(), py::arg("unscale") = 1.0, py::arg("weight_decay") = 0.0,
-           py::arg("momentum") = 0.0, py::arg("dampening") = 0.0, py::arg("nesterov") = false)
+      .def(py::init<double, double, double, double, bool>(), py::arg("unscale") = 1.0,
+           py::arg("weight_decay") = 0.0, py::arg("momentum") = 0.0, py::arg("dampening") = 0.0,
+           py::arg("nesterov") = false)
       .def_readonly("unscale", &Update::unscale)
       .def_readonly("weight_decay", &Update::weight_decay)
       .def_readonly("momentum", &Update::momentum)
@@ -347,8 +354,8 @@ PYBIND11_MODULE(_core, m) {
                                for (size_t j = 0; j < p.layout.n(); ++j) i[j] = static_cast<uint32_t>(j);
                                return all;
                              })
-      .def_property_readonly("sent",
-                             [](const py::object& self) { return view(self.cast<const Proposal&>().sent, self); })
+      .def_property_readonly(
+          "sent", [](const py::object& self) { return view(self.cast<const Proposal&>().sent, self); })
       .def("commit", &commit, py::arg("update"), py::arg("grad"), py::arg("residual"),
            py::arg("velocity") = py::none(), py::arg("weights") = py::none(), py::kw_only(),
            py::arg("mask_velocity") = true, py::arg("zero_grad") = false, py::arg("threads") = 1)

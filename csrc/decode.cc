@@ -13,7 +13,8 @@ namespace {
 constexpr size_t kCoordinatesPerThread = 1 << 15;  // fewer are not worth a thread
 
 // Coordinates [range.begin, range.end) of every payload.
-void add_sparse(const Layout& layout, const uint8_t* payloads, size_t count, float* out, float scale, Range range) {
+void add_sparse(const Layout& layout, const uint8_t* payloads, size_t count, float* out, float scale,
+                Range range) {
   constexpr size_t kBatch = 256;
   uint32_t indices[kBatch];
   float values[kBatch];
@@ -33,7 +34,8 @@ void add_sparse(const Layout& layout, const uint8_t* payloads, size_t count, flo
   }
 }
 
-void add_dense(const Layout& layout, const uint8_t* payloads, size_t count, float* out, float scale, Range range) {
+void add_dense(const Layout& layout, const uint8_t* payloads, size_t count, float* out, float scale,
+               Range range) {
   constexpr size_t kPiece = 2048;
   float values[kPiece];
   for (size_t first = range.begin; first < range.end; first += kPiece) {
@@ -63,9 +65,11 @@ void validate(const Layout& layout, const uint8_t* payloads, size_t count, int t
   }
 }
 
-void decode_add(const Layout& layout, const uint8_t* payloads, size_t count, float* out, float scale, int threads) {
+void decode_add(const Layout& layout, const uint8_t* payloads, size_t count, float* out, float scale,
+                int threads) {
   validate(layout, payloads, count, threads);
-  const std::vector<Range> ranges = split(layout.n(), static_cast<int>(useful_threads(layout, count, threads)), 1);
+  const std::vector<Range> ranges =
+      split(layout.n(), static_cast<int>(useful_threads(layout, count, threads)), 1);
   run_parallel(ranges.size(), [&](size_t i) {
     (layout.dense() ? add_dense : add_sparse)(layout, payloads, count, out, scale, ranges[i]);
   });

@@ -1,8 +1,10 @@
-// IEEE binary16 and bfloat16 conversions by bit manipulation, branch-free so that compilers vectorise them. (Selecting
-// by masks: compilers move a floating-point operation into a branch if only one arm of a conditional needs it.)
+// IEEE binary16 and bfloat16 conversions by bit manipulation, branch-free so that compilers vectorise them.
+// (Selecting by masks: compilers move a floating-point operation into a branch if only one arm of a
+// conditional needs it.)
 //
-// Widening is exact, NaN payloads included. Narrowing rounds to nearest even; a finite value beyond the largest
-// finite half saturates to it; infinities and NaN become a quiet NaN, so that overflow upstream stays visible.
+// Widening is exact, NaN payloads included. Narrowing rounds to nearest even; a finite value beyond the
+// largest finite half saturates to it; infinities and NaN become a quiet NaN, so that overflow upstream stays
+// visible.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +31,8 @@ inline uint32_t select(bool condition, uint32_t yes, uint32_t no) {
 
 constexpr int32_t kInfinityBits = 0x7f800000;
 
-// |x| as an integer: ordered like the magnitudes themselves, with infinities and NaN (>= kInfinityBits) on top.
-// Signed, because SSE2 compares no unsigned integers.
+// |x| as an integer: ordered like the magnitudes themselves, with infinities and NaN (>= kInfinityBits) on
+// top. Signed, because SSE2 compares no unsigned integers.
 inline int32_t magnitude(float x) { return static_cast<int32_t>(float_bits(x) & 0x7fffffffu); }
 
 inline float half_to_float(uint16_t half) {

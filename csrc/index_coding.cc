@@ -101,7 +101,9 @@ IndexReader::IndexReader(IndexCoder coder, size_t n, size_t k, const uint8_t* by
   }
 }
 
-uint64_t IndexReader::high_word(size_t word) const { return load_word(bytes_, size_, high_offset_ + 8 * word); }
+uint64_t IndexReader::high_word(size_t word) const {
+  return load_word(bytes_, size_, high_offset_ + 8 * word);
+}
 
 uint32_t IndexReader::low_bits(size_t j) const {
   const size_t bit = j * low_;
@@ -116,30 +118,19 @@ void IndexReader::seek(size_t lowest) {
   }
   switch (coder_) {
     case IndexCoder::elias_fano: {
-      // The high part starts the group of each high value with a 0 bit, save the first: skip that many zeros.
+      // Every high value before that of `lowest` ends with a 0 bit: skip the words that hold only such
+      // groups.
       size_t zeros = lowest >> low_;
       const size_t words = (size_ - high_offset_ + 7) / 8;
-      size_t ones_before = 0;
-      while (word_ < words && static_cast<size_t>(64 - __builtin_popcountll(high_word(word_))) < zeros) {
-        const size_t ones = static_cast<size_t>(__builtin_popcountll(high_word(word_)));
+      while (word_ < words) {
+        bits_ = high_word(word_);
+        const size_t ones = static_cast<size_t>(__builtin_popcountll(bits_));
+        if (64 - ones >= zeros) break;
         zeros -= 64 - ones;
-        ones_before += ones;
+        position_ += ones;
         ++word_;
       }
-      position_ = ones_before;
-      if (word_ == words) {
-        bits_ = 0;
-        return;
-      }
-      bits_ = high_word(word_);
-      uint64_t inverted = ~bits_;
-      for (; zeros > 1; --zeros) inverted &= inverted - 1;
-      if (zeros == 1) {
-        const unsigned zero = static_cast<unsigned>(__builtin_ctzll(inverted));
-        const uint64_t below = (uint64_t{1} << zero) - 1;
-        position_ += static_cast<size_t>(__builtin_popcountll(bits_ & below));
-        bits_ &= ~below;
-      }
+      if (word_ == words) bits_ = 0;
       break;
     }
     case IndexCoder::runlength16:
@@ -168,16 +159,11 @@ void IndexReader::seek(size_t lowest) {
       return;
     }
   }
-  // Elias-Fano has stopped at the first index with the high part of `lowest`.
-  while (position_ < k_) {
-    const size_t word = word_;
-    const uint64_t bits = bits_;
-    uint32_t index;
-    if (read(&index, 1) == 0) return;
+  // Elias-Fano has stopped at most a word before the first index with the high part of `lowest`.
+  uint32_t index;
+  for (IndexReader before = *this; read(&index, 1) == 1; before = *this) {
     if (index >= lowest) {
-      --position_;
-      word_ = word;
-      bits_ = bits;
+      *this = before;
       return;
     }
   }
@@ -234,7 +220,8 @@ std::string check_indices(IndexCoder coder, size_t n, size_t k, const uint8_t* b
       next += run + uint64_t{1};
     }
     if (next <= n) return {};
-    return "run lengths end at coordinate " + std::to_string(next - 1) + ", allowed: below " + std::to_string(n);
+    return "run lengths end at coordinate " + std::to_string(next - 1) + ", allowed: below " +
+           std::to_string(n);
   }
   if (coder == IndexCoder::elias_fano) {
     const size_t low_bytes = low_byte_count(n, k);
@@ -255,7 +242,8 @@ std::string check_indices(IndexCoder coder, size_t n, size_t k, const uint8_t* b
   while (reader.position() < k) {
     const size_t count = reader.read(buffer, 256);
     for (size_t j = 0; j < count; ++j) {
-      if (buffer[j] < lowest) return "coordinate " + std::to_string(buffer[j]) + " is not above the one before it";
+      if (buffer[j] < lowest)
+        return "coordinate " + std::to_string(buffer[j]) + " is not above the one before it";
       lowest = uint64_t{buffer[j]} + 1;
     }
   }
@@ -319,7 +307,8 @@ RunSlots fit_run_lengths(size_t n, size_t k, const uint32_t* indices, const floa
     put(indices[p - 1], p - 1);
     next = size_t{indices[p - 1]} + 1;
   }
-  // Slots remain only if the coordinate given up last was the highest and needed several fillers: they fit behind.
+  // Slots remain only if the coordinate given up last was the highest and needed several fillers: they fit
+  // behind.
   for (; out.indices.size() < k && next < n; ++next) put(next, RunSlots::kFiller);
   return out;
 }

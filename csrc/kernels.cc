@@ -22,9 +22,9 @@ namespace {
 // No lambdas below: a lambda does not inherit the target attribute of the function around it.
 
 template <Memory kMemory, bool kWeights, bool kApply>
-DGC_INLINE int32_t update_block(const Coefficients& c, const float* __restrict grad, const float* __restrict weights,
-                                float* __restrict velocity, float* __restrict residual, float* __restrict values,
-                                size_t count) {
+DGC_INLINE int32_t update_block(const Coefficients& c, const float* __restrict grad,
+                                const float* __restrict weights, float* __restrict velocity,
+                                float* __restrict residual, float* __restrict values, size_t count) {
   int32_t largest = 0;
   for (size_t i = 0; i < count; ++i) {
     float ghat = c.unscale * grad[i];
@@ -110,37 +110,47 @@ DGC_INLINE void widen_bfloat16(const uint16_t* __restrict in, float* __restrict 
 }
 
 #define DGC_UPDATE_ROW(MEMORY, APPLY) {update<MEMORY, false, APPLY>, update<MEMORY, true, APPLY>}
-#define DGC_UPDATE_TABLE(APPLY)                                                     \
-  {                                                                                 \
-    DGC_UPDATE_ROW(Memory::plain, APPLY), DGC_UPDATE_ROW(Memory::momentum, APPLY),  \
-        DGC_UPDATE_ROW(Memory::nesterov, APPLY)                                     \
-  }
+#define DGC_UPDATE_TABLE(APPLY)                                                   \
+  {DGC_UPDATE_ROW(Memory::plain, APPLY), DGC_UPDATE_ROW(Memory::momentum, APPLY), \
+   DGC_UPDATE_ROW(Memory::nesterov, APPLY)}
 
-#define DGC_DEFINE_KERNELS(SET, TARGET)                                                                        \
-  namespace SET {                                                                                              \
-  template <Memory kMemory, bool kWeights, bool kApply>                                                        \
-  TARGET void update(const Coefficients& c, const float* grad, const float* weights, float* velocity,          \
-                     float* residual, float* values, int32_t* maxima, size_t count) {                          \
-    update_tile<kMemory, kWeights, kApply>(c, grad, weights, velocity, residual, values, maxima, count);       \
-  }                                                                                                            \
-  TARGET void block_maxima(const float* values, int32_t* maxima, size_t count) {                               \
-    maxima_of_blocks(values, maxima, count);                                                                   \
-  }                                                                                                            \
-  TARGET void find_hits(const float* values, int32_t threshold, uint8_t* hits) {                               \
-    hits_of_block(values, threshold, hits);                                                                    \
-  }                                                                                                            \
-  TARGET int32_t max_magnitude(const float* values, size_t count) { return largest_magnitude(values, count); } \
-  TARGET double sum_squares(const float* values, size_t count) { return squares(values, count); }              \
-  TARGET void from_float16(const uint16_t* in, float* out, size_t count) { widen_float16(in, out, count); }    \
-  TARGET void from_bfloat16(const uint16_t* in, float* out, size_t count) { widen_bfloat16(in, out, count); }  \
-  const Kernels table = {#SET,      DGC_UPDATE_TABLE(false), DGC_UPDATE_TABLE(true), block_maxima, find_hits,  \
-                         max_magnitude, sum_squares,         from_float16,           from_bfloat16};           \
+#define DGC_DEFINE_KERNELS(SET, TARGET)                                                                     \
+  namespace SET {                                                                                           \
+  template <Memory kMemory, bool kWeights, bool kApply>                                                     \
+  TARGET void update(const Coefficients& c, const float* grad, const float* weights, float* velocity,       \
+                     float* residual, float* values, int32_t* maxima, size_t count) {                       \
+    update_tile<kMemory, kWeights, kApply>(c, grad, weights, velocity, residual, values, maxima, count);    \
+  }                                                                                                         \
+  TARGET void block_maxima(const float* values, int32_t* maxima, size_t count) {                            \
+    maxima_of_blocks(values, maxima, count);                                                                \
+  }                                                                                                         \
+  TARGET void find_hits(const float* values, int32_t threshold, uint8_t* hits) {                            \
+    hits_of_block(values, threshold, hits);                                                                 \
+  }                                                                                                         \
+  TARGET int32_t max_magnitude(const float* values, size_t count) {                                         \
+    return largest_magnitude(values, count);                                                                \
+  }                                                                                                         \
+  TARGET double sum_squares(const float* values, size_t count) { return squares(values, count); }           \
+  TARGET void from_float16(const uint16_t* in, float* out, size_t count) { widen_float16(in, out, count); } \
+  TARGET void from_bfloat16(const uint16_t* in, float* out, size_t count) {                                 \
+    widen_bfloat16(in, out, count);                                                                         \
+  }                                                                                                         \
+  const Kernels table = {#SET,                                                                              \
+                         DGC_UPDATE_TABLE(false),                                                           \
+                         DGC_UPDATE_TABLE(true),                                                            \
+                         block_maxima,                                                                      \
+                         find_hits,                                                                         \
+                         max_magnitude,                                                                     \
+                         sum_squares,                                                                       \
+                         from_float16,                                                                      \
+                         from_bfloat16};                                                                    \
   }
 
 DGC_DEFINE_KERNELS(portable, )
 #if DGC_X86
 DGC_DEFINE_KERNELS(avx2, __attribute__((target("avx2"))))
-DGC_DEFINE_KERNELS(avx512, __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512"))))
+DGC_DEFINE_KERNELS(avx512,
+                   __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512"))))
 #endif
 
 std::atomic<const Kernels*> forced{nullptr};
@@ -168,7 +178,8 @@ const Kernels& kernels() {
 
 void force_kernels(const Kernels* chosen) { forced.store(chosen, std::memory_order_relaxed); }
 
-const float* as_float32(const Kernels& k, const void* data, Scalar type, size_t first, size_t count, float* buffer) {
+const float* as_float32(const Kernels& k, const void* data, Scalar type, size_t first, size_t count,
+                        float* buffer) {
   if (data == nullptr) return nullptr;
   if (type == Scalar::float32) return static_cast<const float*>(data) + first;
   const uint16_t* halves = static_cast<const uint16_t*>(data) + first;

@@ -1,4 +1,5 @@
-// The inner loops, compiled for several instruction sets and chosen once at run time. All sets give the same bits.
+// The inner loops, compiled for several instruction sets and chosen once at run time. All sets give the same
+// bits.
 #pragma once
 
 #include <cstddef>
@@ -10,8 +11,8 @@
 
 namespace dgc {
 
-constexpr size_t kBlock = 64;    // elements whose largest magnitude decides whether they are looked at one by one
-constexpr size_t kTile = 1024;   // elements per kernel call: its arrays stay in the first-level cache
+constexpr size_t kBlock = 64;   // elements that are looked at one by one only if their largest magnitude pays
+constexpr size_t kTile = 1024;  // elements per kernel call: its arrays stay in the first-level cache
 constexpr size_t kTileBlocks = kTile / kBlock;
 
 struct Kernels {
@@ -54,6 +55,7 @@ void force_kernels(const Kernels* chosen);
 
 // `count` elements of an array from element `first` as float32: the array itself if it is float32, otherwise
 // `buffer`, which is filled with `count` floats. Null for a null array.
-const float* as_float32(const Kernels& k, const void* data, Scalar type, size_t first, size_t count, float* buffer);
+const float* as_float32(const Kernels& k, const void* data, Scalar type, size_t first, size_t count,
+                        float* buffer);
 
 }  // namespace dgc

@@ -1,4 +1,5 @@
-// The payload of one tensor: values first, then indices, no header. Its length depends on (n, k, coders) only.
+// The payload of one tensor: values first, then indices, no header. Its length depends on (n, k, coders)
+// only.
 #pragma once
 
 #include <cstddef>
@@ -14,8 +15,8 @@ namespace dgc {
 class Layout {
  public:
   // n elements, 0 <= n < 2^32 (int32: 2^31), of which k are sent, 1 <= k <= n (n == 0: k == 0).
-  // runlength16 also needs k >= ceil(n / 65536) unless k == n: with less, a single far coordinate is out of reach.
-  // Throws std::invalid_argument naming the argument, its value and what is allowed.
+  // runlength16 also needs k >= ceil(n / 65536) unless k == n: with less, a single far coordinate is out of
+  // reach. Throws std::invalid_argument naming the argument, its value and what is allowed.
   Layout(size_t n, size_t k, IndexCoder indices, ValueCoder values);
 
   size_t n() const { return n_; }
@@ -31,9 +32,9 @@ class Layout {
 
   const uint8_t* index_part(const uint8_t* payload) const { return payload + value_bytes_; }
 
-  // Writes nbytes() bytes to payload and k floats to sent: what decoding adds at each given coordinate (0 at one
-  // that gave its slot to a filler of runlength16). indices: k, strictly increasing, below n; null if dense().
-  // sent may be values.
+  // Writes nbytes() bytes to payload and k floats to sent: what decoding adds at each given coordinate (0 at
+  // one that gave its slot to a filler of runlength16). indices: k, strictly increasing, below n; null if
+  // dense(). sent may be values.
   void pack(const uint32_t* indices, const float* values, uint8_t* payload, float* sent) const;
 
   // The k coordinates and values of a payload that check() has passed.
@@ -42,7 +43,8 @@ class Layout {
   // Empty if nbytes() bytes are a payload, else what is wrong with them.
   std::string check(const uint8_t* payload) const;
 
-  // A valid payload whose first k coordinates hold NaN: tells every rank that this one's gradient was not finite.
+  // A valid payload whose first k coordinates hold NaN: tells every rank that this one's gradient was not
+  // finite.
   std::vector<uint8_t> poison() const;
 
  private:

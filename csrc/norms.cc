@@ -14,7 +14,8 @@ constexpr size_t kGrain = 1 << 16;  // elements per thread at least, and per par
 
 // work(values, count) over [begin, end) as float32: in one piece where nothing has to be converted.
 template <class Work>
-void for_each_piece(const Kernels& k, const void* data, Scalar type, size_t begin, size_t end, const Work& work) {
+void for_each_piece(const Kernels& k, const void* data, Scalar type, size_t begin, size_t end,
+                    const Work& work) {
   float buffer[kTile];
   const size_t piece = type == Scalar::float32 ? end - begin : kTile;
   for (size_t first = begin; first < end; first += piece) {

@@ -12,8 +12,9 @@ struct Range {
   size_t end;
 };
 
-// [0, n) in at most `threads` ranges, in order, whose boundaries are multiples of 64 (except n itself) and which hold
-// at least `grain` elements each where there are several. Always at least one range, empty if n == 0.
+// [0, n) in at most `threads` ranges, in order, whose boundaries are multiples of 64 (except n itself) and
+// which hold at least `grain` elements each where there are several. Always at least one range, empty if
+// n == 0.
 std::vector<Range> split(size_t n, int threads, size_t grain);
 
 // work(i) for every i in [0, count), each on a thread of its own, the last on the caller's.

@@ -33,8 +33,8 @@ void Pass::update_tile(size_t first, size_t count, float* values, int32_t* maxim
   const float* weights = as_float32(kernels, a.weights, a.weights_type, first, count, weights_buffer);
   float* velocity = a.velocity ? a.velocity + first : nullptr;
   const auto& table = values ? kernels.preview : kernels.apply;
-  table[static_cast<int>(memory)][weights != nullptr](coefficients, grad, weights, velocity, a.residual + first,
-                                                      values, maxima, count);
+  table[static_cast<int>(memory)][weights != nullptr](coefficients, grad, weights, velocity,
+                                                      a.residual + first, values, maxima, count);
 }
 
 void Pass::zero(size_t first, size_t count) const {

@@ -1,5 +1,5 @@
-// The streaming passes over the arrays of a step, each over one range of coordinates; ranges begin at multiples of
-// kBlock. They are what threads run in parallel.
+// The streaming passes over the arrays of a step, each over one range of coordinates; ranges begin at
+// multiples of kBlock. They are what threads run in parallel.
 #pragma once
 
 #include <cstddef>
@@ -23,8 +23,8 @@ struct Pass {
   // Returns false if a value is not finite; what list and values hold then is unspecified.
   bool preview(size_t begin, size_t end, CandidateList* list, float* values) const;
 
-  // velocity = u', residual = v', grad = 0 if zero_grad; offers v' to `list` (may be null). Returns false if a value
-  // is not finite; the whole range is updated all the same.
+  // velocity = u', residual = v', grad = 0 if zero_grad; offers v' to `list` (may be null). Returns false if
+  // a value is not finite; the whole range is updated all the same.
   bool apply(size_t begin, size_t end, CandidateList* list, bool zero_grad) const;
 
   // Offers the residual as it stands.

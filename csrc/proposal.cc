@@ -63,10 +63,10 @@ Proposal packed(const Layout& layout, const uint32_t* indices, const float* valu
   return p;
 }
 
-// The best k among all coordinates: `scan` offers those above a guessed threshold, and if they are too few `rescan`
-// offers everything to a list that raises its own threshold.
-Proposal select(const Layout& layout, const Pass& pass, const Options& options, const Scan& scan, const Scan& rescan,
-                std::vector<float>* values) {
+// The best k among all coordinates: `scan` offers those above a guessed threshold, and if they are too few
+// `rescan` offers everything to a list that raises its own threshold.
+Proposal select(const Layout& layout, const Pass& pass, const Options& options, const Scan& scan,
+                const Scan& rescan, std::vector<float>* values) {
   const size_t n = layout.n();
   const size_t k = layout.k();
   const int32_t guess =
@@ -84,9 +84,11 @@ Proposal select(const Layout& layout, const Pass& pass, const Options& options, 
 
 // Bound of |ghat| over all elements.
 double gradient_bound(const Arrays& a, const Update& update, int threads) {
-  double bound = std::abs(update.unscale) * static_cast<double>(max_magnitude(a.grad, a.grad_type, a.n, threads));
+  double bound =
+      std::abs(update.unscale) * static_cast<double>(max_magnitude(a.grad, a.grad_type, a.n, threads));
   if (a.weights) {
-    bound += update.weight_decay * static_cast<double>(max_magnitude(a.weights, a.weights_type, a.n, threads));
+    bound +=
+        std::abs(update.weight_decay) * static_cast<double>(max_magnitude(a.weights, a.weights_type, a.n, threads));
   }
   return bound;
 }
@@ -124,7 +126,8 @@ void commit(const Proposal& proposal, const Update& update, const Arrays& a, con
   const std::vector<Range> ranges = split(a.n, options.threads, kGrain);
   run_parallel(ranges.size(), [&](size_t i) {
     pass.commit(ranges[i].begin, ranges[i].end, layout.dense() ? nullptr : proposal.indices.data(),
-                proposal.sent.data(), layout.k(), options.mask_velocity && !layout.dense(), options.zero_grad);
+                proposal.sent.data(), layout.k(), options.mask_velocity && !layout.dense(),
+                options.zero_grad);
   });
 }
 
@@ -142,14 +145,17 @@ Proposal encode(const Layout& layout, const Update& update, const Arrays& a, con
     return pass.apply(begin, end, list, options.zero_grad);
   };
   if (layout.dense()) {
-    if (!all_ranges(a.n, options.threads, [&](size_t begin, size_t end) { return scan(begin, end, nullptr); })) {
+    if (!all_ranges(a.n, options.threads,
+                    [&](size_t begin, size_t end) { return scan(begin, end, nullptr); })) {
       return poisoned(layout);
     }
     Proposal p = packed(layout, nullptr, a.residual);
     for (size_t i = 0; i < a.n; ++i) a.residual[i] -= p.sent[i];
     return p;
   }
-  const Scan rescan = [&](size_t begin, size_t end, CandidateList* list) { return pass.rescan(begin, end, list); };
+  const Scan rescan = [&](size_t begin, size_t end, CandidateList* list) {
+    return pass.rescan(begin, end, list);
+  };
   std::vector<float> values;
   Proposal p = select(layout, pass, options, scan, rescan, &values);
   if (!p.finite) return p;

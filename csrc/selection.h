@@ -11,15 +11,16 @@ namespace dgc {
 
 constexpr int32_t kEverything = -1;  // the threshold that every magnitude exceeds
 
-// The rank-th largest magnitude (half.h) of `count` values, 1 <= rank <= count. O(count), whatever the values.
+// The rank-th largest magnitude (half.h) of `count` values, 1 <= rank <= count. O(count), whatever the
+// values.
 int32_t kth_magnitude(const float* values, size_t count, size_t rank);
 
 // Coordinates above a threshold, in index order, bounded in number.
 //
-// Holds every coordinate offered so far whose magnitude exceeds threshold(), or the best k of them: when the list is
-// full it keeps the k best in order and raises the threshold to the k-th magnitude. What is offered later must have
-// higher indices, so it loses every tie and only strictly larger magnitudes can still matter. Hence the best k of
-// the list are the best k of all that was offered, provided that size() >= k.
+// Holds every coordinate offered so far whose magnitude exceeds threshold(), or the best k of them: when the
+// list is full it keeps the k best in order and raises the threshold to the k-th magnitude. What is offered
+// later must have higher indices, so it loses every tie and only strictly larger magnitudes can still matter.
+// Hence the best k of the list are the best k of all that was offered, provided that size() >= k.
 class CandidateList {
  public:
   // `offered`: upper bound of the number of coordinates that will be offered.

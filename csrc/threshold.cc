@@ -11,7 +11,8 @@
 namespace dgc {
 namespace {
 
-constexpr size_t kRun = 32;  // two cache lines of float32: they are fetched in pairs, and page walks cost most
+// Four cache lines of float32: the page walks cost most, and there is one per run and array.
+constexpr size_t kRun = 64;
 
 void gather(const void* data, Scalar type, size_t runs, const size_t* starts, void* out) {
   const size_t bytes = kRun * scalar_size(type);
@@ -32,8 +33,8 @@ size_t sample_size(size_t n, double sample_ratio) {
   return static_cast<size_t>(bounded) / kRun * kRun;
 }
 
-int32_t guess_threshold(const Kernels& kernels, const Arrays& a, const Coefficients& c, Memory memory, size_t k,
-                        double sample_ratio) {
+int32_t guess_threshold(const Kernels& kernels, const Arrays& a, const Coefficients& c, Memory memory,
+                        size_t k, double sample_ratio) {
   const size_t size = sample_size(a.n, sample_ratio);
   // Mean and 3 standard deviations of the number of sampled elements among the best k, and a fifth on top.
   const double expected = static_cast<double>(size) * static_cast<double>(k) / static_cast<double>(a.n);

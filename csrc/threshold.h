@@ -1,5 +1,5 @@
-// A guess, from a sample, of a magnitude that somewhat more than k elements of v' exceed. It decides how much work
-// the selection has, never its outcome.
+// A guess, from a sample, of a magnitude that somewhat more than k elements of v' exceed. It decides how much
+// work the selection has, never its outcome.
 #pragma once
 
 #include <cstddef>
@@ -10,12 +10,14 @@
 
 namespace dgc {
 
-// Elements sampled from n: n * sample_ratio within [4096, 65536], in runs of 32; 0 where sampling does not pay.
+// Elements sampled from n: n * sample_ratio within [4096, 65536], in runs of 64; 0 where sampling does not
+// pay.
 size_t sample_size(size_t n, double sample_ratio);
 
 // Reads about sample_size() elements at evenly spread positions, writes nothing. 1 <= k <= a.n.
-// The result is kEverything or a finite magnitude (half.h), so that values that are not finite always exceed it.
-int32_t guess_threshold(const Kernels& kernels, const Arrays& a, const Coefficients& c, Memory memory, size_t k,
-                        double sample_ratio);
+// The result is kEverything or a finite magnitude (half.h), so that values that are not finite always exceed
+// it.
+int32_t guess_threshold(const Kernels& kernels, const Arrays& a, const Coefficients& c, Memory memory,
+                        size_t k, double sample_ratio);
 
 }  // namespace dgc

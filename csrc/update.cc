@@ -9,7 +9,8 @@ namespace {
 
 void check(const char* name, double value, bool negative_allowed) {
   if (std::isfinite(static_cast<float>(value)) && (negative_allowed || value >= 0.0)) return;
-  throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + "; allowed: a finite float32" +
+  throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) +
+                              "; allowed: a finite float32" +
                               (negative_allowed ? "" : " that is not negative"));
 }
 

@@ -1,5 +1,6 @@
 // The arithmetic of one step: unscaling, local weight decay, momentum correction, accumulation.
-// "Deep Gradient Compression", Lin et al., ICLR 2018 (arXiv 1712.01887), section 3, with torch's momentum buffer:
+// "Deep Gradient Compression", Lin et al., ICLR 2018 (arXiv 1712.01887), section 3, with torch's momentum
+// buffer:
 //
 //   ghat = unscale * g + weight_decay * w
 //   u'   = momentum * u + (1 - dampening) * ghat       subnormal u' becomes 0
@@ -7,8 +8,8 @@
 //   v'   = v + (ghat + momentum * u')                  with velocity, Nesterov
 //   v'   = v + ghat                                    without velocity
 //
-// Every pass over the arrays calls these inline functions, so that all passes compute the same bits. That needs
-// -ffp-contract=off: with contraction, each call site could round differently.
+// Every pass over the arrays calls these inline functions, so that all passes compute the same bits. That
+// needs -ffp-contract=off: with contraction, each call site could round differently.
 #pragma once
 
 #include <cfloat>
@@ -16,12 +17,12 @@
 
 namespace dgc {
 
-// What varies from step to step. All finite as float32; momentum not negative. A negative weight decay is what an
-// optimizer that maximises needs: its step is minus the gradient plus the decay.
+// What varies from step to step. All finite as float32; momentum not negative. A negative weight decay is
+// what an optimizer that maximises needs: its step is minus the gradient plus the decay.
 struct Update {
   // Throws std::invalid_argument naming the argument, its value and what is allowed.
-  explicit Update(double unscale = 1.0, double weight_decay = 0.0, double momentum = 0.0, double dampening = 0.0,
-                  bool nesterov = false);
+  explicit Update(double unscale = 1.0, double weight_decay = 0.0, double momentum = 0.0,
+                  double dampening = 0.0, bool nesterov = false);
 
   double unscale;
   double weight_decay;
@@ -46,7 +47,8 @@ struct Coefficients {
   float gain;  // 1 - dampening
 };
 
-// A velocity that receives no gradient decays geometrically into the subnormal range, where arithmetic is slow.
+// A velocity that receives no gradient decays geometrically into the subnormal range, where arithmetic is
+// slow.
 inline float flush_subnormal(float x) {
   const float absolute = __builtin_fabsf(x);
   return absolute < FLT_MIN ? 0.0f : x;

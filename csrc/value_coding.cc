@@ -75,7 +75,8 @@ void encode_scaled(ValueCoder coder, const float* values, size_t k, uint8_t* byt
   }
 }
 
-void decode_scaled(ValueCoder coder, size_t k, const uint8_t* bytes, size_t first, size_t count, float* values) {
+void decode_scaled(ValueCoder coder, size_t k, const uint8_t* bytes, size_t first, size_t count,
+                   float* values) {
   const uint8_t* codes = bytes + scale_bytes(k);
   for (size_t i = 0; i < count;) {
     const size_t position = first + i;
@@ -148,7 +149,8 @@ void encode_values(ValueCoder coder, const float* values, size_t k, uint8_t* byt
   }
 }
 
-void decode_values(ValueCoder coder, size_t k, const uint8_t* bytes, size_t first, size_t count, float* values) {
+void decode_values(ValueCoder coder, size_t k, const uint8_t* bytes, size_t first, size_t count,
+                   float* values) {
   if (count == 0) return;
   switch (coder) {
     case ValueCoder::float32:

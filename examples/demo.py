@@ -87,11 +87,20 @@ def end(process: subprocess.Popen) -> None:
 
 def table(runs: list[Run]) -> Table:
     workers = runs[0].whole["workers"]
-    result = Table(title=f"{len(runs[0].epochs)} epochs, {workers} workers; bytes that one worker sends per step")
+    result = Table(
+        title=f"{len(runs[0].epochs)} epochs, {workers} workers; bytes are those that one worker sends",
+        caption="at end: last step; overall: whole run, density warm-up included",
+    )
     result.add_column("run")
-    for heading in ("accuracy", "bytes/step\nat the end", "ratio\nat the end", "bytes/step\nwhole run",
-                    "ratio\nwhole run", "step time"):  # fmt: skip
-        result.add_column(heading, justify="right")
+    for heading in (
+        "accuracy",
+        "bytes/step\nat end",
+        "ratio\nat end",
+        "bytes/step\noverall",
+        "ratio\noverall",
+        "step\ntime",
+    ):
+        result.add_column(heading, justify="right", no_wrap=True)
     for run in runs:
         whole = run.whole
         result.add_row(

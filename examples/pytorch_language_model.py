@@ -34,10 +34,9 @@ class WordModel(nn.Module):
         self.embedding = nn.Embedding(words, width)
         self.lstm = nn.LSTM(width, width, num_layers=2, dropout=dropout)
         self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(width, words)
+        self.output = nn.Linear(width, words, bias=False)
         self.output.weight = self.embedding.weight
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        nn.init.zeros_(self.output.bias)
 
     def forward(self, words: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
         """Scores of the next word, float32 (time, columns, vocabulary), after int64 (time, columns) words."""
@@ -45,7 +44,7 @@ class WordModel(nn.Module):
         return self.output(self.dropout(outputs)), state
 
     def start(self, columns: int) -> State:
-        zeros = self.output.bias.new_zeros(self.lstm.num_layers, columns, self.lstm.hidden_size)
+        zeros = self.output.weight.new_zeros(self.lstm.num_layers, columns, self.lstm.hidden_size)
         return zeros, zeros
 
 

@@ -77,9 +77,7 @@ def first_line(*command: str) -> str:
 def cache_key(requirements: Path) -> str:
     """Digest of everything that the compiled wheel depends on."""
     pinned = [
-        line.split("==")[0]
-        for line in requirements.read_text().splitlines()
-        if line and not line.startswith("#")
+        line.split("==")[0] for line in requirements.read_text().splitlines() if line and not line.startswith("#")
     ]
     facts = {
         "horovod": VERSION,

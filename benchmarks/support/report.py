@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -33,18 +35,36 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, 
     CONSOLE.print(view)
 
 
-def machine() -> dict[str, Any]:
-    """What the timings depend on. A load that is not close to 0 before a run spoils it."""
-    load = os.getloadavg()[0]
-    return {"architecture": platform.machine(), "cores": os.cpu_count(), "load_before": round(load, 2)}
+class Neighbours:
+    """How much of the processors others use while a benchmark runs, in this system or beside it on the same host."""
 
+    LIMIT = 0.03
 
-def say_machine(found: dict[str, Any]) -> None:
-    """One line on the machine, with a warning where something else is running."""
-    line = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in found.items())
-    CONSOLE.print(line, highlight=False)
-    if found["load_before"] > 0.5:
-        CONSOLE.print("[bold red]The machine is not idle: do not quote these timings.")
+    def __init__(self) -> None:
+        self._began = self._seconds()
+
+    def share(self) -> float:
+        """Share of all processor time since the start that was not idle and not this program's, children included."""
+        busy, mine, total = (now - then for now, then in zip(self._seconds(), self._began))
+        return max(0.0, busy - mine) / total
+
+    def describe(self) -> dict[str, Any]:
+        """What the timings depend on; call it at the end. Says so where they must not be quoted."""
+        share = self.share()
+        line = f"{platform.machine()}, {os.cpu_count()} cores, others used {share:.1%} of them meanwhile"
+        CONSOLE.print(line, highlight=False)
+        if share > self.LIMIT:
+            CONSOLE.print("[bold red]The machine was not idle: do not quote these timings.")
+        return {"architecture": platform.machine(), "cores": os.cpu_count(), "others": round(share, 4)}
+
+    @staticmethod
+    def _seconds() -> tuple[float, float, float]:
+        times = psutil.cpu_times()
+        # Linux counts guests' time within user time as well.
+        total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return total - idle, sum(u.ru_utime + u.ru_stime for u in usage), total
 
 
 def write_json(path: Path | None, content: dict[str, Any]) -> None:

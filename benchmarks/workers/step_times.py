@@ -46,10 +46,17 @@ class Contender:
         self.step: list[float] = []
         self.phases: list[list[float]] = []
 
+    def turn(self, steps: int) -> None:
+        """Some steps in a row, with the mean of what the compression says of them."""
+        before = self._phases()
+        for _ in range(steps):
+            self.run()
+        if before:
+            self.phases.append([(after - b) / steps for after, b in zip(self._phases(), before)])
+
     def run(self) -> None:
         """One step: the exchange is from the first gradient to the last result, the step includes the update."""
         self.model.fill_gradients()
-        before = self._phases()
         hvd.barrier()
         began = time.perf_counter()
         self.model.backward()
@@ -59,8 +66,6 @@ class Contender:
             self.optimizer.step()
         self.step.append(time.perf_counter() - began)
         self.exchange.append(exchanged - began)
-        if before:
-            self.phases.append([after - b for after, b in zip(self._phases(), before)])
 
     def forget(self) -> None:
         """Drop what has been timed so far."""
@@ -92,8 +97,7 @@ def main(settings: dict[str, Any], answer: Path) -> None:
     for turn in range(settings["rounds"] + 1):
         shuffle.shuffle(names)
         for name in names:
-            for _ in range(settings["steps"]):
-                contenders[name].run()
+            contenders[name].turn(settings["steps"])
         if turn == 0:
             for contender in contenders.values():
                 contender.forget()
@@ -107,8 +111,8 @@ def main(settings: dict[str, Any], answer: Path) -> None:
 
 
 def profile(contender: Contender, steps: int) -> str:
-    """Where this worker's Python time goes, as cProfile sees it."""
-    profiler = cProfile.Profile()
+    """Where this worker's Python thread spends processor time; its waiting is not counted."""
+    profiler = cProfile.Profile(time.thread_time)
     profiler.enable()
     for _ in range(steps):
         contender.run()

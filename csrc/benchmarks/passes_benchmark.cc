@@ -1,5 +1,5 @@
-// The passes over 25.6 M elements on one thread, each beside its floor: a plain streaming loop over the same arrays.
-// Medians of interleaved repetitions, on an idle machine:
+// The passes over 25.6 M elements on one thread, each beside its floor: a plain streaming loop over the same
+// arrays. Medians of interleaved repetitions, on an idle machine:
 //
 //   passes_benchmark --benchmark_repetitions=15 --benchmark_enable_random_interleaving=true
 //                    --benchmark_report_aggregates_only=true
@@ -96,6 +96,14 @@ void encode_pass(benchmark::State& state) {
   for (auto _ : state) benchmark::DoNotOptimize(encode(l, d.update, d.arrays(), Options()));
 }
 
+void encode_assume_finite_pass(benchmark::State& state) {
+  Data& d = data();
+  const Layout l = layout();
+  Options options;
+  options.assume_finite = true;
+  for (auto _ : state) benchmark::DoNotOptimize(encode(l, d.update, d.arrays(), options));
+}
+
 void propose_floor(benchmark::State& state) {
   Data& d = data();
   for (auto _ : state) {
@@ -184,13 +192,17 @@ void decode_32(benchmark::State& state) {
 
 DGC_BENCHMARK(encode_floor);
 DGC_BENCHMARK(encode_pass);
+DGC_BENCHMARK(encode_assume_finite_pass);
 DGC_BENCHMARK(propose_floor);
 DGC_BENCHMARK(propose_pass);
 DGC_BENCHMARK(commit_floor);
 DGC_BENCHMARK(commit_pass);
 DGC_BENCHMARK(gradient_check);
 DGC_BENCHMARK(norm);
-BENCHMARK(pack)->ArgsProduct({{0, 1, 2}, {1}})->ArgsProduct({{0}, {0, 2, 3, 4}})->Unit(benchmark::kMicrosecond);
+BENCHMARK(pack)
+    ->ArgsProduct({{0, 1, 2}, {1}})
+    ->ArgsProduct({{0}, {0, 2, 3, 4}})
+    ->Unit(benchmark::kMicrosecond);
 BENCHMARK(check_and_unpack)
     ->ArgsProduct({{0, 1, 2}, {1}})
     ->ArgsProduct({{0}, {0, 2, 3, 4}})

@@ -34,7 +34,7 @@ TEST(DecodeAdd, IsTheSumInPayloadOrderForAnyThreadCount) {
                                     {300007, 60000, 5},
                                     {300007, 299999, 2},
                                     {300007, 300007, 2},
-                                    {70000, 2, 70000}}) {
+                                    {700, 2, 70000}}) {
     for (const IndexCoder indices : kIndexCoders) {
       for (const ValueCoder values : kValueCoders) {
         if (count > 100 && (indices != IndexCoder::elias_fano || values != ValueCoder::float32)) continue;

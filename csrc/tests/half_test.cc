@@ -15,7 +15,8 @@ namespace {
 double half_value(unsigned half) {
   const int exponent = (half >> 10) & 31;
   const double mantissa = half & 1023;
-  const double absolute = exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
+  const double absolute =
+      exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
   return half & 0x8000u ? -absolute : absolute;
 }
 

@@ -15,12 +15,14 @@ constexpr IndexCoder kCoders[] = {IndexCoder::elias_fano, IndexCoder::runlength1
 std::vector<uint8_t> encode(IndexCoder coder, size_t n, const std::vector<uint32_t>& indices) {
   std::vector<uint8_t> bytes(index_bytes(coder, n, indices.size()) + 16, 0xa5);
   encode_indices(coder, n, indices.size(), indices.data(), bytes.data());
-  for (size_t i = bytes.size() - 16; i < bytes.size(); ++i) EXPECT_EQ(bytes[i], 0xa5) << "written past the end";
+  for (size_t i = bytes.size() - 16; i < bytes.size(); ++i)
+    EXPECT_EQ(bytes[i], 0xa5) << "written past the end";
   bytes.resize(bytes.size() - 16);
   return std::vector<uint8_t>(bytes.begin(), bytes.end());  // exact allocation: a read past the end is caught
 }
 
-std::vector<uint32_t> decode(IndexCoder coder, size_t n, size_t k, const std::vector<uint8_t>& bytes, size_t batch) {
+std::vector<uint32_t> decode(IndexCoder coder, size_t n, size_t k, const std::vector<uint8_t>& bytes,
+                             size_t batch) {
   IndexReader reader(coder, n, k, bytes.data());
   std::vector<uint32_t> indices(k);
   while (reader.position() < k) {
@@ -40,7 +42,8 @@ TEST(IndexBytes, FollowsTheFormulas) {
         for (const IndexCoder coder : kCoders) EXPECT_EQ(index_bytes(coder, n, k), 0u);
         continue;
       }
-      const size_t l = static_cast<size_t>(std::floor(std::log2(static_cast<double>(n) / static_cast<double>(k))));
+      const size_t l =
+          static_cast<size_t>(std::floor(std::log2(static_cast<double>(n) / static_cast<double>(k))));
       EXPECT_EQ(index_bytes(IndexCoder::elias_fano, n, k), (k * l + 7) / 8 + (k + ((n - 1) >> l) + 7) / 8);
       EXPECT_EQ(index_bytes(IndexCoder::runlength16, n, k), 2 * k);
       EXPECT_EQ(index_bytes(IndexCoder::int32, n, k), 4 * k);
@@ -57,7 +60,8 @@ TEST(EliasFano, MatchesAWorkedExample) {
 TEST(Indices, RoundTripInBatchesAndFromAnyPoint) {
   for (const IndexCoder coder : kCoders) {
     for (const size_t n : {2u, 3u, 63u, 64u, 65u, 1000u, 65535u, 65536u, 65537u, 200003u}) {
-      for (const size_t k : {size_t{1}, size_t{2}, n / 1000 + 1, n / 64 + 1, n / 3 + 1, n / 2 + 1, n - 1, n}) {
+      for (const size_t k :
+           {size_t{1}, size_t{2}, n / 1000 + 1, n / 64 + 1, n / 3 + 1, n / 2 + 1, n - 1, n}) {
         if (k > n) continue;
         const std::vector<uint32_t> indices = test::random_coordinates(n, k, static_cast<unsigned>(n + k));
         if (coder == IndexCoder::runlength16 && needs_fillers(k, indices.data())) continue;
@@ -100,7 +104,8 @@ TEST(CheckIndices, RefusesEveryMutationOrKeepsReadsInOrderAndInRange) {
       const size_t k = 1 + random() % (n - 1);
       std::vector<uint8_t> bytes = encode(coder, n, test::random_coordinates(n, k, random()));
       const int flips = 1 + static_cast<int>(random() % 4);
-      for (int f = 0; f < flips; ++f) bytes[random() % bytes.size()] ^= static_cast<uint8_t>(1 + random() % 255);
+      for (int f = 0; f < flips; ++f)
+        bytes[random() % bytes.size()] ^= static_cast<uint8_t>(1 + random() % 255);
       std::vector<uint32_t> indices(k);
       IndexReader(coder, n, k, bytes.data()).read(indices.data(), k);
       if (!check_indices(coder, n, k, bytes.data()).empty()) {
@@ -120,10 +125,12 @@ TEST(CheckIndices, RefusesEveryMutationOrKeepsReadsInOrderAndInRange) {
 TEST(CheckIndices, NamesWhatIsWrong) {
   std::vector<uint8_t> bytes = encode(IndexCoder::elias_fano, 16, {1, 6, 15});
   bytes[0] |= 0x80;
-  EXPECT_NE(check_indices(IndexCoder::elias_fano, 16, 3, bytes.data()).find("unused low bits"), std::string::npos);
+  EXPECT_NE(check_indices(IndexCoder::elias_fano, 16, 3, bytes.data()).find("unused low bits"),
+            std::string::npos);
   bytes[0] &= 0x7f;
   bytes[1] |= 0x40;
-  EXPECT_NE(check_indices(IndexCoder::elias_fano, 16, 3, bytes.data()).find("unused high bits"), std::string::npos);
+  EXPECT_NE(check_indices(IndexCoder::elias_fano, 16, 3, bytes.data()).find("unused high bits"),
+            std::string::npos);
   bytes[1] = 0x24;
   EXPECT_NE(check_indices(IndexCoder::elias_fano, 16, 3, bytes.data()).find("holds 2"), std::string::npos);
   const std::vector<uint8_t> words = {3, 0, 0, 0, 3, 0, 0, 0};

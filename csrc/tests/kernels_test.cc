@@ -23,9 +23,9 @@ Result run(const Kernels& set, Memory memory, bool weights, bool apply, size_t c
            std::vector<int32_t>(kTileBlocks, -7)};
   const Coefficients c(Update(0.3, weights ? 0.01 : 0.0, 0.9, 0.1, memory == Memory::nesterov));
   const auto& table = apply ? set.apply : set.preview;
-  table[static_cast<int>(memory)][weights](c, g.data(), weights ? w.data() : nullptr,
-                                           memory == Memory::plain ? nullptr : r.velocity.data(), r.residual.data(),
-                                           apply ? nullptr : r.values.data(), r.maxima.data(), count);
+  table[static_cast<int>(memory)][weights](
+      c, g.data(), weights ? w.data() : nullptr, memory == Memory::plain ? nullptr : r.velocity.data(),
+      r.residual.data(), apply ? nullptr : r.values.data(), r.maxima.data(), count);
   return r;
 }
 
@@ -109,7 +109,8 @@ TEST(Kernels, HitsAreTheMagnitudesStrictlyAbove) {
     for (const int32_t threshold : {-1, 0, magnitude(x[10]), magnitude(1.0f), kInfinityBits}) {
       uint8_t hits[kBlock];
       set->find_hits(x.data(), threshold, hits);
-      for (size_t i = 0; i < kBlock; ++i) EXPECT_EQ(hits[i], magnitude(x[i]) > threshold ? 1 : 0) << set->name;
+      for (size_t i = 0; i < kBlock; ++i)
+        EXPECT_EQ(hits[i], magnitude(x[i]) > threshold ? 1 : 0) << set->name;
     }
   }
 }

@@ -32,7 +32,8 @@ TEST(Layout, RefusesWhatItCannotHold) {
   EXPECT_NE(refusal(size_t{1} << 32, 5, IndexCoder::elias_fano).find("n is 4294967296"), std::string::npos);
   EXPECT_EQ(refusal((size_t{1} << 32) - 1, 5, IndexCoder::elias_fano), "");
   EXPECT_NE(refusal(size_t{1} << 31, 5, IndexCoder::int32), "");
-  EXPECT_NE(refusal(65537, 1, IndexCoder::runlength16).find("at least ceil(n / 65536) = 2"), std::string::npos);
+  EXPECT_NE(refusal(65537, 1, IndexCoder::runlength16).find("at least ceil(n / 65536) = 2"),
+            std::string::npos);
   EXPECT_EQ(refusal(65536, 1, IndexCoder::runlength16), "");
   EXPECT_EQ(refusal(65537, 2, IndexCoder::runlength16), "");
 }
@@ -57,12 +58,13 @@ void for_each_layout(const Check& check) {
 }
 
 // Packs into exactly nbytes(), with guards behind.
-std::vector<uint8_t> pack(const Layout& layout, const std::vector<uint32_t>& indices, const std::vector<float>& values,
-                          std::vector<float>* sent) {
+std::vector<uint8_t> pack(const Layout& layout, const std::vector<uint32_t>& indices,
+                          const std::vector<float>& values, std::vector<float>* sent) {
   std::vector<uint8_t> payload(layout.nbytes() + 16, 0xa5);
   sent->resize(layout.k());
   layout.pack(indices.data(), values.data(), payload.data(), sent->data());
-  for (size_t i = layout.nbytes(); i < payload.size(); ++i) EXPECT_EQ(payload[i], 0xa5) << "written past the end";
+  for (size_t i = layout.nbytes(); i < payload.size(); ++i)
+    EXPECT_EQ(payload[i], 0xa5) << "written past the end";
   return std::vector<uint8_t>(payload.begin(), payload.end() - 16);
 }
 

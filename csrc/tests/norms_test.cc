@@ -19,7 +19,8 @@ TEST(SumSquares, IsExactToDoubleRoundingAndIndependentOfThreadsAndKernels) {
     EXPECT_NEAR(one, static_cast<double>(expected), 1e-12 * static_cast<double>(expected));
     for (const Kernels* set : available_kernels()) {
       const test::ForcedKernels forced(set);
-      for (const int threads : {1, 2, 3, 4}) EXPECT_EQ(sum_squares(x.data(), Scalar::float32, n, threads), one);
+      for (const int threads : {1, 2, 3, 4})
+        EXPECT_EQ(sum_squares(x.data(), Scalar::float32, n, threads), one);
     }
   }
 }
@@ -64,7 +65,8 @@ TEST(Norms, SeeWhatIsNotFiniteAnywhere) {
 TEST(MaxMagnitude, IsTheLargest) {
   std::vector<float> x = test::normal(200000, 4);
   x[123456] = -55.0f;
-  for (const int threads : {1, 2, 3}) EXPECT_EQ(max_magnitude(x.data(), Scalar::float32, x.size(), threads), 55.0f);
+  for (const int threads : {1, 2, 3})
+    EXPECT_EQ(max_magnitude(x.data(), Scalar::float32, x.size(), threads), 55.0f);
   EXPECT_EQ(max_magnitude(nullptr, Scalar::float32, 0, 2), 0.0f);
 }
 

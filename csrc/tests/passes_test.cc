@@ -34,7 +34,8 @@ TEST(Pass, PreviewGivesWhatApplyWritesAndWritesNothing) {
   const Arrays a = f.arrays();
   const Pass pass(kernels(), a, f.update);
   std::vector<float> values(kCount);
-  CandidateList seen(10, kCount, kEverything), applied(10, kCount, kEverything), rescanned(10, kCount, kEverything);
+  CandidateList seen(10, kCount, kEverything), applied(10, kCount, kEverything),
+      rescanned(10, kCount, kEverything);
   EXPECT_TRUE(pass.preview(0, kCount, &seen, values.data()));
   EXPECT_TRUE(test::same_bits(f.grad, before.grad));
   EXPECT_TRUE(test::same_bits(f.residual, before.residual));

@@ -10,8 +10,8 @@
 namespace dgc {
 namespace {
 
-constexpr ValueCoder kCoders[] = {ValueCoder::float32, ValueCoder::float16, ValueCoder::bfloat16, ValueCoder::int8,
-                                  ValueCoder::int4};
+constexpr ValueCoder kCoders[] = {ValueCoder::float32, ValueCoder::float16, ValueCoder::bfloat16,
+                                  ValueCoder::int8, ValueCoder::int4};
 const size_t kCounts[] = {0, 1, 2, 3, 255, 256, 257, 511, 1000};
 
 std::vector<uint8_t> encode(ValueCoder coder, const std::vector<float>& values, std::vector<float>* sent) {
@@ -21,7 +21,8 @@ std::vector<uint8_t> encode(ValueCoder coder, const std::vector<float>& values, 
   encode_values(coder, values.data(), k, bytes.data(), sent->data());
   EXPECT_EQ(sent->back(), 77.0f) << "written past the end";
   sent->pop_back();
-  for (size_t i = bytes.size() - 16; i < bytes.size(); ++i) EXPECT_EQ(bytes[i], 0xa5) << "written past the end";
+  for (size_t i = bytes.size() - 16; i < bytes.size(); ++i)
+    EXPECT_EQ(bytes[i], 0xa5) << "written past the end";
   return std::vector<uint8_t>(bytes.begin(), bytes.end() - 16);
 }
 
