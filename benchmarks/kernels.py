@@ -35,7 +35,7 @@ WORKERS = (2, 16)
 OFFSETS = 1 << 16
 
 # Bytes that an operation must move per element, for the column of throughput.
-FLOOR_BYTES = {"floor: read": 12, "floor: update": 20, "floor: update + zero": 24}
+FLOOR_BYTES = {"floor: read": 12, "floor: update": 20, "floor: check + update": 24, "floor: update + zero": 24}
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Ratio:
 
 RATIOS = (
     Ratio("encode / floor: update", "encode", "floor: update", "<= 1.3"),
+    Ratio("encode / floor: check + update", "encode", "floor: check + update"),
     Ratio("propose / floor: read", "propose", "floor: read"),
     Ratio("commit / floor: update + zero", "commit", "floor: update + zero"),
     Ratio("compress + decompress, N = 2 / fp16", "compress + decompress, N = 2", "fp16", "< 1"),
@@ -64,14 +65,13 @@ RATIOS = (
 class Bench:
     """The arrays, and one method for each thing that is timed."""
 
-    def __init__(self, numel: int) -> None:
+    def __init__(self, numel: int, memory: str) -> None:
         generator = torch.Generator().manual_seed(1)
         self.noise = torch.randn(numel + OFFSETS, generator=generator)
         self.method = DGC(density=DENSITY)
         self.plan = self.method.plan((1, numel))
         self.update = _core.Update(momentum=MOMENTUM)
-        # Torch's allocator throughout, as in training.
-        self.grad, self.residual, self.velocity = (torch.zeros(numel) for _ in range(3))
+        self.grad, self.residual, self.velocity = (zeros(numel, memory) for _ in range(3))
         self.g, self.v, self.u = self.grad.numpy(), self.residual.numpy(), self.velocity.numpy()
         self.state = State(self.v, self.u)
         for step in range(STEPS_BEFORE):
@@ -143,6 +143,7 @@ class Bench:
         return {
             "floor: read": lambda: floors.read(*arrays),
             "floor: update": lambda: floors.update(*arrays),
+            "floor: check + update": lambda: (floors.read_one(self.g, threads), floors.update(*arrays)),
             "floor: update + zero": lambda: floors.update_and_zero(*arrays),
             "encode": lambda: self.encode(threads),
             "propose": lambda: self.propose(threads),
@@ -157,6 +158,11 @@ class Bench:
             "reference DGC compress": lambda: self.reference.compress(self.grad),
             "reference DGC, N = 2": self.reference_both_ways,
         }
+
+
+def zeros(numel: int, memory: str) -> torch.Tensor:
+    """Zeros from torch's allocator, as in training, or from NumPy's, which asks for huge pages."""
+    return torch.zeros(numel) if memory == "torch" else torch.from_numpy(np.zeros(numel, np.float32))
 
 
 def measure(bench: Bench, threads: int, repeats: int) -> dict[str, list[float]]:
@@ -218,12 +224,16 @@ def show(numel: int, results: dict[int, dict[str, Any]]) -> None:
               help="Elements of the tensor, in millions; may be given several times.")  # fmt: skip
 @click.option("--threads", multiple=True, type=click.IntRange(1), default=(1, 2), show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=15, show_default=True, help="Rounds that count.")
+@click.option("--memory", type=click.Choice(["torch", "numpy"]), default="torch", show_default=True,
+              help="Whose allocator makes gradient and state. NumPy's asks for huge pages.")  # fmt: skip
 @report.json_option
-def main(millions: tuple[float, ...], threads: tuple[int, ...], repeats: int, json_path: Path | None) -> None:
+def main(
+    millions: tuple[float, ...], threads: tuple[int, ...], repeats: int, memory: str, json_path: Path | None
+) -> None:
     neighbours = report.Neighbours()
     found = []
     for numel in (round(1e6 * m) for m in millions):
-        bench = Bench(numel)
+        bench = Bench(numel, memory)
         results = {}
         for count in threads:
             # Small tensors take less than a millisecond: more rounds cost nothing.
@@ -235,7 +245,9 @@ def main(millions: tuple[float, ...], threads: tuple[int, ...], repeats: int, js
         del bench
     machine = {**neighbours.describe(), "instructions": Floors(MOMENTUM).instructions}
     report.CONSOLE.print(f"instruction set of the core and of the floors: {machine['instructions']}", highlight=False)
-    report.write_json(json_path, {"machine": machine, "density": DENSITY, "momentum": MOMENTUM, "results": found})
+    report.write_json(
+        json_path, {"machine": machine, "density": DENSITY, "momentum": MOMENTUM, "memory": memory, "results": found}
+    )
 
 
 if __name__ == "__main__":

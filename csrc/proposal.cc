@@ -87,8 +87,8 @@ double gradient_bound(const Arrays& a, const Update& update, int threads) {
   double bound =
       std::abs(update.unscale) * static_cast<double>(max_magnitude(a.grad, a.grad_type, a.n, threads));
   if (a.weights) {
-    bound +=
-        std::abs(update.weight_decay) * static_cast<double>(max_magnitude(a.weights, a.weights_type, a.n, threads));
+    bound += std::abs(update.weight_decay) *
+             static_cast<double>(max_magnitude(a.weights, a.weights_type, a.n, threads));
   }
   return bound;
 }

@@ -10,7 +10,7 @@
 
 namespace dgc {
 
-// Elements sampled from n: n * sample_ratio within [4096, 65536], in runs of 64; 0 where sampling does not
+// Elements sampled from n: n * sample_ratio within [4096, 65536], in runs of 32; 0 where sampling does not
 // pay.
 size_t sample_size(size_t n, double sample_ratio);
 

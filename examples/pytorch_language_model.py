@@ -79,18 +79,18 @@ class Columns:
 @click.option("--dataset", type=click.Choice(list(datasets.TEXTS)), default="brown", show_default=True)
 @click.option("--vocabulary", type=click.IntRange(2), default=10_000, show_default=True, help="Known words.")
 @click.option("--width", type=common.COUNT, default=128, show_default=True, help="Of embedding and LSTM layers.")
-@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), default=0.1, show_default=True)
-@click.option("--bptt", type=common.COUNT, default=35, show_default=True, help="Time steps per batch.")
+@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True)
+@click.option("--bptt", type=common.COUNT, default=25, show_default=True, help="Time steps per batch.")
 @common.options(
-    batch_size=20,
-    test_batch_size=20,
+    batch_size=10,
+    test_batch_size=10,
     epochs=1,
-    base_lr=0.5,
+    base_lr=0.25,
     warmup_epochs=0.1,
     momentum=0.9,
     wd=0.0,
-    dgc_warmup_epochs=0.2,
-    clip_norm=0.25,
+    dgc_warmup_epochs=0.25,
+    clip_norm=2.0,
 )
 def main(**options: Any) -> None:
     args = SimpleNamespace(**options)

@@ -90,6 +90,12 @@ uint32_t floor_read(const uint32_t* grad, const uint32_t* velocity, const uint32
   return all;
 }
 
+// Reads 4 bytes per element.
+uint32_t floor_read_one(const uint32_t* grad, size_t n, int threads) {
+  // The same loop: the other arrays' lines are in the cache already.
+  return floor_read(grad, grad, grad, n, threads);
+}
+
 // velocity = momentum * velocity + grad, residual += velocity: reads 12 bytes per element and writes 8.
 void floor_update(const float* grad, float* velocity, float* residual, float momentum, size_t n, int threads) {
   in_parallel(n, threads, [&](dgc::Range r, size_t) {

@@ -38,6 +38,10 @@ class Floors:
         """Read all three: 12 bytes per element."""
         self._library.floor_read(*_pointers(grad, velocity, residual), *_extent(grad, threads))
 
+    def read_one(self, grad: FloatArray, threads: int) -> None:
+        """Read the gradient alone: 4 bytes per element."""
+        self._library.floor_read_one(*_pointers(grad), *_extent(grad, threads))
+
     def update(self, grad: FloatArray, velocity: FloatArray, residual: FloatArray, threads: int) -> None:
         """velocity = momentum * velocity + grad, residual += velocity: 12 bytes read per element, 8 written."""
         arrays = _pointers(grad, velocity, residual)

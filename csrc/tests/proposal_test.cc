@@ -206,7 +206,7 @@ TEST(Proposal, ASampleThatMisleadsCostsOnlyTime) {
     State s(n);
     s.use_velocity = false;
     for (size_t i = 0; i < n; ++i) {
-      const bool sampled = i % 4096 < 64;
+      const bool sampled = i % (n / 128) < 32;
       if (sampled == sampled_large) s.residual[i] *= 1e6f;
       s.grad[i] = 0.0f;
     }

@@ -24,7 +24,7 @@ TEST(SampleSize, IsBounded) {
   EXPECT_EQ(sample_size(1 << 20, 1e-9), 4096u);
   EXPECT_EQ(sample_size(25600000, 0.01), 65536u);
   EXPECT_EQ(sample_size(25600000, 1.0), 65536u);
-  EXPECT_EQ(sample_size(1000000, 0.01), 9984u);  // 10000 in whole runs of 64
+  EXPECT_EQ(sample_size(1000000, 0.01), 9984u);  // 10000 in whole runs of 32
 }
 
 TEST(GuessThreshold, LetsSomewhatMoreThanKPass) {
