@@ -42,13 +42,22 @@ double sum_squares(const void* data, Scalar type, size_t n, int threads) {
 }
 
 float max_magnitude(const void* data, Scalar type, size_t n, int threads) {
+  // A single stream of reads does not use all of the memory's bandwidth.
+  constexpr size_t kStreams = 4;
   const Kernels& k = kernels();
   const std::vector<Range> ranges = split(n, threads, kGrain);
   std::vector<int32_t> largest(ranges.size(), 0);
   run_parallel(ranges.size(), [&](size_t r) {
-    for_each_piece(k, data, type, ranges[r].begin, ranges[r].end, [&](const float* values, size_t count) {
-      largest[r] = std::max(largest[r], k.max_magnitude(values, count));
-    });
+    float buffer[kTile];
+    const size_t tiles = (ranges[r].end - ranges[r].begin + kTile - 1) / kTile;
+    const size_t tiles_per_stream = (tiles + kStreams - 1) / kStreams;
+    for (size_t i = 0; i < tiles_per_stream * kStreams; ++i) {
+      const size_t tile = i % kStreams * tiles_per_stream + i / kStreams;
+      if (tile >= tiles) continue;
+      const size_t first = ranges[r].begin + tile * kTile;
+      const size_t count = std::min(kTile, ranges[r].end - first);
+      largest[r] = std::max(largest[r], k.max_magnitude(as_float32(k, data, type, first, count, buffer), count));
+    }
   });
   return bits_float(static_cast<uint32_t>(*std::max_element(largest.begin(), largest.end())));
 }

@@ -17,8 +17,8 @@ class TensorStats:
         control: bytes handed over besides: the factor of each gathered tensor and the NaN flag.
         dense: bytes that uncompressed Horovod would have been handed.
         nonzero, elements: coordinates sent with a value other than zero, and coordinates in all.
-        encode, wait, decode: seconds spent selecting and coding, waiting for collectives after the backward pass,
-            and applying what came back.
+        encode, wait, decode: seconds spent selecting and coding; waiting for collectives, from the call of
+            ``step()`` or of the last gradient's exchange on; and applying what came back.
         residual_norm: Euclidean norm of the accumulated gradient that has not been sent.
     """
 

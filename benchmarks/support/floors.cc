@@ -1,5 +1,6 @@
-// The bare memory traffic of the core's passes: plain streaming loops over the same arrays, compiled for the instruction
-// sets of csrc/kernels.cc and run on the set that the core chooses. Loaded by floors.py; no part of the package.
+// The bare memory traffic of the core's passes: plain streaming loops over the same arrays, compiled for the
+// instruction sets of csrc/kernels.cc and run on the one that the core chooses. Loaded by floors.py; no part of the
+// package.
 #include <cstddef>
 #include <cstdint>
 #include <cstring>

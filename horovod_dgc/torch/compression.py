@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from collections.abc import Iterable
@@ -119,14 +120,17 @@ class Compression:
             self._takeover.refuse_sparse()
             return output
         step = ctx.step
-        first = not step.sealed
-        if first:
-            step.seal()
+        wait = step.waited()
+        if step.sealed:
+            counts = self._counts(step)
+        else:
+            wait += step.seal()
             self._conclude(step)
-        counts = (self._totals,) if step.abandoned else (self._totals, self._last)
-        if first:
-            step.count(*counts)
-        return ctx.finish(output, *counts)
+            counts = self._counts(step)
+            step.count_control(*counts)
+        gradient = ctx.finish(output, wait, *counts)
+        step.leave()
+        return gradient
 
     def stats(self) -> Stats:
         """Counts since the start on this rank: in total, of the last step, and per tensor.
@@ -135,7 +139,7 @@ class Compression:
         """
         tensors = {tensor.name: tensor.measured() for tensor in self._tensors}
         self._totals.residual_norm = math.sqrt(sum(t.residual_norm**2 for t in tensors.values()))
-        return Stats(self._totals, self._last, tensors)
+        return Stats(dataclasses.replace(self._totals), dataclasses.replace(self._last), tensors)
 
     def _conclude(self, step: Step) -> None:
         if step.abandoned:
@@ -144,6 +148,9 @@ class Compression:
             self._exchanges += 1
             self._totals.steps += 1
             self._last = TensorStats(steps=1)
+
+    def _counts(self, step: Step) -> tuple[TensorStats, ...]:
+        return (self._totals,) if step.abandoned else (self._totals, self._last)
 
     def _backend(self, parameter: torch.Tensor) -> Backend:
         return TorchBackend() if self._plain_torch else backend_for(parameter.device)

@@ -49,6 +49,8 @@ class Exchange:
         self._transport: transport.Transport = "allreduce"
         self._handle: int | None = None
         self._carried = False
+        self._velocity: Any = None
+        self._weights: Any = None
         self._proposal: Any = None
         self._update: Any = None
         self._encode_seconds = 0.0
@@ -82,23 +84,21 @@ class Exchange:
             first=not entry.stepped,
             momentum=local,
         )
+        self._velocity = entry.velocity_view if local else None
+        self._weights = entry.weights_view() if self._update.weight_decay else None
         self._proposal = self._backend.propose(
-            plan,
-            self._update,
-            self._view,
-            entry.residual_view,
-            entry.velocity_view if local else None,
-            entry.weights_view() if self._update.weight_decay else None,
+            plan, self._update, self._view, entry.residual_view, self._velocity, self._weights
         )
         self.finite = self._proposal.finite
         self._send(carried)
         self._encode_seconds = time.perf_counter() - began
 
-    def finish(self, output: torch.Tensor, *totals: TensorStats) -> torch.Tensor:
+    def finish(self, output: torch.Tensor, waited: float, *totals: TensorStats) -> torch.Tensor:
         """Apply what came back and return the gradient for the optimizer.
 
         Args:
             output: what Horovod's allreduce made of :attr:`message`.
+            waited: seconds of waiting for it.
             totals: counts to add this tensor's to.
         """
         if not self._plan.numel:
@@ -114,7 +114,9 @@ class Exchange:
             factor = 1.0 if self._carried else float(output) / self.step.workers
             result = self._take_sum(received, factor)
         gradient = self._deliver(result)
-        self._count(arrived - began, time.perf_counter() - arrived, totals)
+        self._count(waited + arrived - began, time.perf_counter() - arrived, totals)
+        # The step lives on until the next one begins; gradients, copies and payloads need not.
+        del self.message, self._gradient, self._flat, self._view, self._weights, self._proposal
         return gradient
 
     def cancel(self) -> None:
@@ -180,19 +182,18 @@ class Exchange:
         return result.mul_(self.step.loss_scale) if self.step.loss_scale != 1.0 else result
 
     def _commit(self, *, zero_grad: bool) -> None:
-        plan, entry = self._plan, self._entry
-        local = plan.momentum == "local" and self.step.takeover.momentum
+        entry = self._entry
         self._backend.commit(
-            plan,
+            self._plan,
             self._proposal,
             self._update,
             self._view,
             entry.residual_view,
-            entry.velocity_view if local else None,
-            entry.weights_view() if self._update.weight_decay else None,
+            self._velocity,
+            self._weights,
             zero_grad,
         )
-        if local:
+        if self._velocity is not None:
             entry.stepped = True
 
     def _abandon(self, received: torch.Tensor) -> torch.Tensor:

@@ -63,7 +63,8 @@ class Step:
         self._tokens = torch.ones(token_count)
         self._nonfinite = 0
         self._flag: int | None = None
-        self._waited = 0.0
+        self._began = time.perf_counter()
+        self._last_seen = self._began
 
     def __contains__(self, entry: Tensor) -> bool:
         return entry.name in self._exchanges
@@ -85,10 +86,15 @@ class Step:
             self._start(exchange, 1.0 / self.loss_scale, carried=True)
             if position + 1 == self._expected:
                 self._send_flag()
+        self.leave()
         return exchange
 
-    def seal(self) -> None:
-        """All gradients are in: start what had to wait, and learn whether every rank's are finite."""
+    def seal(self) -> float:
+        """All gradients are in: start what had to wait, and learn whether every rank's are finite.
+
+        Returns:
+            Seconds of waiting for the others' word.
+        """
         self.sealed = True
         if self.deferred:
             assert self.method.clip_norm is not None
@@ -100,7 +106,7 @@ class Step:
             self._send_flag()
         began = time.perf_counter()
         self.abandoned = bool(hvd.synchronize(self._flag).item())
-        self._waited = time.perf_counter() - began
+        return time.perf_counter() - began
 
     def discard(self) -> None:
         """Wait for what is under way and forget it; nothing has been committed."""
@@ -109,11 +115,23 @@ class Step:
         if self._flag is not None:
             hvd.synchronize(self._flag)
 
-    def count(self, *counts: TensorStats) -> None:
-        """Add what the flag itself has cost."""
+    def count_control(self, *counts: TensorStats) -> None:
+        """Add the bytes of the flag itself."""
         for count in counts:
             count.control += self._tokens.element_size()
-            count.wait += self._waited
+
+    def waited(self) -> float:
+        """Seconds for which Horovod has kept us from the next tensor, waiting for its own collective.
+
+        Between the last gradient and ``step()`` it is the user's code that runs, so that time does not count.
+        """
+        if not self.sealed and self.takeover.step_called < self._began:
+            return 0.0
+        return time.perf_counter() - max(self._last_seen, self.takeover.step_called)
+
+    def leave(self) -> None:
+        """Note the time: what follows, up to the next tensor, is waiting."""
+        self._last_seen = time.perf_counter()
 
     def _start(self, exchange: Exchange, unscale: float, *, carried: bool) -> None:
         exchange.start(unscale, carried=carried)

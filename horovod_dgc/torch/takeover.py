@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -19,6 +20,10 @@ class Takeover:
     Args:
         optimizer: the ``hvd.DistributedOptimizer``.
         momentum: whether the method applies momentum.
+
+    Attributes:
+        momentum: whether momentum is applied before compression: the method does, and the optimizer has it.
+        step_called: ``time.perf_counter()`` of the latest call of ``step()``.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, *, momentum: bool) -> None:
@@ -27,9 +32,11 @@ class Takeover:
         self.momentum = momentum and self._is_sgd
         self._keys = ("weight_decay", "momentum") if self.momentum else ("weight_decay",)
         self._set_aside: dict[int, dict[str, float]] = {}
+        self.step_called = 0.0
 
     def attach(self) -> None:
         """From now on the optimizer's own step applies none of what has been taken over."""
+        self._optimizer.register_step_pre_hook(self._note_time)
         if self._is_sgd:
             self._optimizer.register_step_pre_hook(self._set_to_zero)
             self._optimizer.register_step_post_hook(self._give_back)
@@ -80,6 +87,9 @@ class Takeover:
                         f"a sparse gradient cannot be exchanged with {key}={group[key]!r}, which Compression has taken "
                         "over: give hvd.DistributedOptimizer sparse_as_dense=True, or use sparse=False in the model"
                     )
+
+    def _note_time(self, *_: Any) -> None:
+        self.step_called = time.perf_counter()
 
     # The wrapped optimizer's step() runs inside the distributed one's, and the hooks run around both: the values
     # go at the first of the two and come back after the inner one, when the arithmetic is done.

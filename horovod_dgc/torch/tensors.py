@@ -42,7 +42,7 @@ class Tensor:
 
     def weights_view(self) -> Any:
         """The parameter's values, flat, as the backend reads them."""
-        return self.backend.view(flatten(self.parameter.detach()))
+        return self.backend.view(flatten(self.parameter))
 
     def measured(self) -> TensorStats:
         """The counts with the residual's norm as it stands."""

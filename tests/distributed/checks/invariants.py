@@ -106,6 +106,8 @@ def check_both_transports_give_the_same_result() -> None:
 def check_plain_torch_equals_the_core_bit_for_bit() -> None:
     for method in (
         DGC(density=0.03, values="float16"),
+        # Small values of such a payload are rounded to zero, so their velocity must stay.
+        DGC(density=0.6, values="int4"),
         DGC(density=0.03, values="int4", indices="runlength16", clip_norm=0.5),
         DGC(density=0.03, values="bfloat16", warmup=Warmup(steps=8), clip_norm=0.1, clip_scope="tensor"),
     ):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from typing import Any
 
 import horovod.torch as hvd
@@ -220,3 +222,38 @@ def check_an_exchange_never_synchronized_is_forgotten() -> None:
     train(model, optimizer, steps=2)
     assert compression.stats().total.steps == 4
     assert_ranks_identical(model, "after a forgotten exchange")
+
+
+def check_nothing_but_the_state_is_kept_between_steps() -> None:
+    """Two float32 values an element: gradients, payloads and dense messages are let go."""
+    for transport_name in ("gather", "allreduce"):
+        model = small_model()
+        settings = {"transport": transport_name}
+        optimizer, compression = compressed(DGC(density=0.05), model, momentum_sgd(model), settings=settings)
+        train(model, optimizer, steps=2)
+        gradients = [weakref.ref(p.grad) for p in model.parameters()]
+        optimizer.zero_grad()
+        gc.collect()
+        assert not any(reference() is not None for reference in gradients)
+        state = {id(t) for e in compression._tensors for t in (e.residual, e.velocity, e.parameter)}
+        large = [t for t in reachable_tensors(compression) if t.numel() > 100 and id(t) not in state]
+        assert not large, [tuple(t.shape) for t in large]
+
+
+def reachable_tensors(root: object) -> list[torch.Tensor]:
+    """Tensors that this package's objects below ``root`` refer to."""
+    found, seen, waiting = [], set(), [root]
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, torch.Tensor):
+            found.append(item)
+        elif isinstance(item, dict):
+            waiting.extend(item.values())
+        elif isinstance(item, (list, tuple)):
+            waiting.extend(item)
+        elif type(item).__module__.startswith("horovod_dgc"):
+            waiting.extend(getattr(item, "__dict__", {}).values())
+    return found
