@@ -30,6 +30,18 @@ def sgd(model: nn.Module, **settings: Any) -> torch.optim.Optimizer:
     )
 
 
+def follow(model: nn.Module, optimizer: torch.optim.Optimizer, step: Any, steps: int = 8) -> list[torch.Tensor]:
+    """Train on the loss ``step(model, number)`` and return all parameters as one vector after each step."""
+    trajectory = []
+    for number in range(steps):
+        optimizer.zero_grad()
+        step(model, number).backward()
+        optimizer.step()
+        assert all(p.grad.dtype == p.dtype for p in model.parameters() if p.requires_grad)
+        trajectory.append(vector(model.parameters()))
+    return trajectory
+
+
 def both(build: Any, step: Any, dense: Any = None) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Trajectories of the compressed run at density 1 and of the dense run; ranks are compared, too.
 
@@ -43,14 +55,8 @@ def both(build: Any, step: Any, dense: Any = None) -> tuple[list[torch.Tensor], 
             distributed, _ = compressed(EXACT, model, optimizer, settings={"transport": "gather"})
         else:
             distributed = distribute(model, optimizer)
-        trajectory = []
-        for number in range(8):
-            distributed.zero_grad()
-            step(model, number).backward()
-            distributed.step()
-            trajectory.append(vector(model.parameters()))
+        trajectories.append(follow(model, distributed, step))
         assert_ranks_identical(model, f"compress={compress}")
-        trajectories.append(trajectory)
     return trajectories[0], trajectories[1]
 
 
@@ -152,13 +158,7 @@ def check_empty_tensors_and_scalars() -> None:
             distributed = hvd.DistributedOptimizer(
                 torch.optim.SGD([p for _, p in names], lr=0.05, momentum=0.9), named_parameters=names
             )
-        trajectory = []
-        for number in range(8):
-            distributed.zero_grad()
-            step(model, number).backward()
-            distributed.step()
-            trajectory.append(vector(model.parameters()))
-        trajectories.append(trajectory)
+        trajectories.append(follow(model, distributed, step))
     assert_same_trajectory(*trajectories)
 
 
@@ -187,13 +187,7 @@ def check_sparse_as_dense_embeddings() -> None:
             distributed, _ = compressed(EXACT, model, optimizer, settings={}, sparse_as_dense=True)
         else:
             distributed = distribute(model, optimizer, sparse_as_dense=True)
-        trajectory = []
-        for number in range(6):
-            distributed.zero_grad()
-            step(model, number).backward()
-            distributed.step()
-            trajectory.append(vector(model.parameters()))
-        trajectories.append(trajectory)
+        trajectories.append(follow(model, distributed, step, steps=6))
     assert_same_trajectory(*trajectories)
 
 
@@ -219,25 +213,11 @@ def check_sparse_gradients_that_bypass_compression() -> None:
 
 
 def check_models_in_float64() -> None:
-    trajectories = []
-    for compress in (True, False):
-        model = small_model().double()
-        optimizer = sgd(model)
-        distributed = (
-            compressed(EXACT, model, optimizer, settings={"transport": "gather"})[0]
-            if compress
-            else distribute(model, optimizer)
-        )
-        trajectory = []
-        for number in range(8):
-            distributed.zero_grad()
-            images, labels = batch(number)
-            nn.functional.cross_entropy(model(images.double()), labels).backward()
-            assert all(p.grad.dtype == torch.float64 for p in model.parameters())
-            distributed.step()
-            trajectory.append(vector(model.parameters()))
-        trajectories.append(trajectory)
-    assert_same_trajectory(*trajectories)
+    def step(model: nn.Module, number: int) -> torch.Tensor:
+        images, labels = batch(number)
+        return nn.functional.cross_entropy(model(images.double()), labels)
+
+    assert_same_trajectory(*both(lambda: small_model().double(), step))
 
 
 def check_models_in_half_precision() -> None:
