@@ -103,6 +103,7 @@ def test_the_wheel_holds_the_package_and_its_types_only(wheel: Path) -> None:
 def test_the_sdist_holds_the_sources_of_the_core(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    here = {path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.[ch]*") if path.is_file()}
+    needed = (path for path in (ROOT / "csrc").rglob("*") if path.suffix in {".cc", ".h", ".txt"})
+    here = {path.relative_to(ROOT).as_posix() for path in needed}
     assert here and here <= names
     assert {"setup.py", "pyproject.toml", "horovod_dgc/py.typed"} <= names
