@@ -121,14 +121,10 @@ class Compression:
             return output
         step = ctx.step
         wait = step.waited()
-        if step.sealed:
-            counts = self._counts(step)
-        else:
+        if not step.sealed:
             wait += step.seal()
             self._conclude(step)
-            counts = self._counts(step)
-            step.count_control(*counts)
-        gradient = ctx.finish(output, wait, *counts)
+        gradient = ctx.finish(output, wait, *self._counts(step))
         step.leave()
         return gradient
 
@@ -148,6 +144,7 @@ class Compression:
             self._exchanges += 1
             self._totals.steps += 1
             self._last = TensorStats(steps=1)
+        step.count_control(*self._counts(step))
 
     def _counts(self, step: Step) -> tuple[TensorStats, ...]:
         return (self._totals,) if step.abandoned else (self._totals, self._last)

@@ -27,6 +27,7 @@ def main() -> None:
             getattr(module, name)()
             failure = ""
         except BaseException:
+            # Printed at once as well: if the other ranks hang now, the outcome is never written.
             traceback.print_exc()
             failure = f"rank {hvd.rank()}:\n{traceback.format_exc()}"
         outcome[name] = "\n".join(filter(None, hvd.allgather_object(failure, name=f"outcome.{name}")))
