@@ -34,6 +34,23 @@ def small_model(seed: int = 7) -> nn.Module:
     )
 
 
+class Fed(nn.Module):
+    """A model whose gradients are whatever it is fed: the loss is the inner product with them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(40, 50))
+        self.bias = nn.Parameter(torch.zeros(37))
+
+    def feed(self, step: int, rank: int) -> list[torch.Tensor]:
+        """Whole numbers, so that float32 sums are exact in any order."""
+        generator = torch.Generator().manual_seed(100 * step + rank)
+        return [torch.randint(-99, 100, p.shape, generator=generator).float() for p in self.parameters()]
+
+    def backward(self, gradients: list[torch.Tensor]) -> None:
+        sum((p * g).sum() for p, g in zip(self.parameters(), gradients)).backward()
+
+
 def batch(step: int, rank: int | None = None, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     """A batch that depends on the step and the rank alone."""
     generator = torch.Generator().manual_seed(1000 * step + (hvd.rank() if rank is None else rank))

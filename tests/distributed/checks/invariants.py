@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from checks.common import (
+    Fed,
     assert_ranks_identical,
     batch,
     compressed,
@@ -22,23 +23,6 @@ from horovod_dgc import DGC, Warmup
 
 VALUES = ("float32", "float16", "bfloat16", "int8", "int4")
 INDICES = ("elias-fano", "runlength16", "int32")
-
-
-class Fed(nn.Module):
-    """A model whose gradients are whatever it is fed: the loss is the inner product with them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(40, 50))
-        self.bias = nn.Parameter(torch.zeros(37))
-
-    def feed(self, step: int, rank: int) -> list[torch.Tensor]:
-        """Whole numbers, so that float32 sums are exact in any order."""
-        generator = torch.Generator().manual_seed(100 * step + rank)
-        return [torch.randint(-99, 100, p.shape, generator=generator).float() for p in self.parameters()]
-
-    def backward(self, gradients: list[torch.Tensor]) -> None:
-        sum((p * g).sum() for p, g in zip(self.parameters(), gradients)).backward()
 
 
 def conserve(method: DGC, transport: str, exact: bool) -> None:
@@ -89,18 +73,25 @@ def check_ranks_identical_for_every_coding_and_transport() -> None:
 
 
 def check_both_transports_give_the_same_result() -> None:
-    ends = []
+    """With gradients that do not depend on the weights, the sums differ by float rounding alone."""
+    ends, residuals = [], []
     for transport in ("gather", "allreduce"):
-        model = small_model()
+        model = Fed()
         optimizer, compression = compressed(
             DGC(density=0.05, exempt_values="float32"),
             model,
-            torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
+            torch.optim.SGD(model.parameters(), lr=1 / 64, momentum=0.9),
             settings={"transport": transport},
         )
-        ends.append(train(model, optimizer)[-1])
+        for step in range(10):
+            optimizer.zero_grad()
+            model.backward(model.feed(step, hvd.rank()))
+            optimizer.step()
+        ends.append(vector(model.parameters()))
+        residuals.append(digest(entry.residual for entry in compression._tensors))
         assert compression.stats().total.steps == 10
-    assert torch.allclose(ends[0], ends[1], rtol=1e-5, atol=1e-6)
+    assert torch.allclose(ends[0], ends[1], rtol=1e-5, atol=1e-5)
+    assert residuals[0] == residuals[1]
 
 
 def check_plain_torch_equals_the_core_bit_for_bit() -> None:
@@ -124,46 +115,32 @@ def check_plain_torch_equals_the_core_bit_for_bit() -> None:
 
 def _poisoned_run(where: str | None, method: DGC, transport: str, value: float) -> torch.Tensor:
     """Train 6 steps; before the fourth, one step's gradient of ``where`` is poisoned on the last rank."""
-    model = small_model()
-    build = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
+    model = Fed()
+    build = torch.optim.SGD(model.parameters(), lr=1 / 64, momentum=0.9)
     optimizer, compression = compressed(method, model, build, settings={"transport": transport})
     for step in range(6):
         if step == 3 and where is not None:
-            before = state_digest(compression), digest(p for n, p in model.named_parameters() if n != where)
+            before = state_digest(compression), digest(model.parameters())
+            gradients = dict(zip(dict(model.named_parameters()), model.feed(99, hvd.rank())))
+            if hvd.rank() == hvd.size() - 1:
+                gradients[where].view(-1)[1] = value
             optimizer.zero_grad()
-            poison = value if hvd.rank() == hvd.size() - 1 else 1.0
-            parameter = dict(model.named_parameters())[where]
-            handle = parameter.register_hook(
-                lambda g, poison=poison: torch.where(torch.arange(g.numel()).view(g.shape) == 1, poison, g)
-            )
-            images, labels = batch(99)
-            nn.functional.cross_entropy(model(images), labels).backward()
+            model.backward(list(gradients.values()))
             optimizer.synchronize()
-            handle.remove()
             for name, p in model.named_parameters():
                 if name == where:
                     assert p.grad.isnan().any(), f"{where} = {value}: not seen on this rank"
                 else:
                     assert not p.grad.any(), f"{where} = {value}: {name} has a gradient in a skipped step"
-            after = state_digest(compression), digest(p for n, p in model.named_parameters() if n != where)
+            after = state_digest(compression), digest(model.parameters())
             assert before == after, f"{where} = {value}: the skipped step changed state"
             optimizer._synchronized = False
         optimizer.zero_grad()
-        images, labels = batch(step)
-        nn.functional.cross_entropy(_frozen_statistics(model)(images), labels).backward()
+        model.backward(model.feed(step, hvd.rank()))
         optimizer.step()
     assert compression.stats().total.skipped == (where is not None)
     residuals = [entry.residual for entry in compression._tensors]
     return torch.cat([vector(model.parameters()), vector(residuals)])
-
-
-def _frozen_statistics(model: nn.Module) -> nn.Module:
-    """Without running statistics, which a skipped step's forward pass would have moved."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.track_running_stats = False
-            module.running_mean = module.running_var = None
-    return model
 
 
 def check_a_skipped_step_changes_nothing() -> None:
@@ -175,14 +152,10 @@ def check_a_skipped_step_changes_nothing() -> None:
         (DGC(density=0.05, clip_norm=1.0), "allreduce"),
     ):
         undisturbed = _poisoned_run(None, method, transport, 0.0)
-        for where, value in (
-            ("4.weight", float("nan")),
-            ("0.weight", float("-inf")),
-            ("6.bias", float("inf")),
-        ):
+        for where, value in (("weight", float("nan")), ("weight", float("-inf")), ("bias", float("inf"))):
             disturbed = _poisoned_run(where, method, transport, value)
             # The order of an allreduce's sums depends on what Horovod happens to fuse.
-            tolerance = 1e-3 if transport == "allreduce" else 0.0
+            tolerance = 1e-4 if transport == "allreduce" else 0.0
             assert torch.allclose(disturbed, undisturbed, rtol=0, atol=tolerance), f"{method} {transport} {where}"
 
 
