@@ -82,6 +82,11 @@ class DGC(Method):
             return self.warmup.density_at(step, self.density)
         return _checks.in_range(f"warmup({step})", self.warmup(step), 0, 1, low_open=True)
 
+    def stages(self) -> tuple[int, ...] | None:
+        if self.warmup is None:
+            return (0,)
+        return self.warmup.stages if isinstance(self.warmup, Warmup) else None
+
     def plan(self, shape: Sequence[int], step: int | None = None) -> Plan:
         numel = 1
         for extent in shape:

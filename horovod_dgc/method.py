@@ -95,6 +95,13 @@ class Method(ABC):
     def plan(self, shape: Sequence[int], step: int | None = None) -> Plan:
         """How a tensor of this shape travels in exchange number ``step`` (None: after any warm-up)."""
 
+    def stages(self) -> tuple[int, ...] | None:
+        """Numbers of the exchanges at which plans change, ascending from 0.
+
+        None if that cannot be told beforehand: then the method works only where it can be asked at every step.
+        """
+        return (0,)
+
     def configuration(self) -> str:
         """The method and its settings in one line that is the same in every process."""
         settings = (f"{f.name}={_stable(getattr(self, f.name))}" for f in fields(cast(Any, self)))

@@ -57,3 +57,12 @@ class Warmup:
             return final
         stage = step * len(self.densities) // self.steps
         return max(self.densities[stage], final)
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Numbers of the exchanges at which the density changes, from 0 to the end of the warm-up, ascending."""
+        assert self.steps is not None
+        count = len(self.densities)
+        # The first step of a stage is the least with step * count // steps == stage.
+        firsts = {-(-stage * self.steps // count) for stage in range(count)}
+        return tuple(sorted(firsts | {self.steps}))

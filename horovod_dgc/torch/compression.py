@@ -12,11 +12,11 @@ import horovod.torch as hvd
 import torch
 
 import horovod_dgc
-from horovod_dgc import _checks
+from horovod_dgc import _checks, agreement
 from horovod_dgc.method import Method
 from horovod_dgc.stats import Stats, TensorStats
-from horovod_dgc.torch import agreement
 from horovod_dgc.torch.backends import Backend, TorchBackend, backend_for
+from horovod_dgc.torch.collectives import gather_bytes
 from horovod_dgc.torch.exchange import Exchange
 from horovod_dgc.torch.step import Step
 from horovod_dgc.torch.takeover import Takeover
@@ -214,7 +214,12 @@ class Compression:
         if unknown:
             raise ValueError(f"named_parameters of Compression lacks {', '.join(unknown)}")
         takeover = Takeover(owner, momentum=self.method.corrects_momentum)
-        agreement.require(self._configuration(owner, takeover), owner.process_set, self._timeout)
+        members = owner.process_set
+        agreement.require(
+            self._configuration(owner, takeover),
+            agreement.ranks_of(members),
+            lambda data, name: gather_bytes(data, name, members, self._timeout),
+        )
         takeover.attach()
         self._owner, self._takeover = owner, takeover
 

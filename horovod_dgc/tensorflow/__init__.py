@@ -1,0 +1,17 @@
+"""TensorFlow adapter: methods of :mod:`horovod_dgc` as the ``compression=`` of Horovod's optimizers and tapes."""
+
+from horovod_dgc.tensorflow.callbacks import (
+    BroadcastGlobalVariablesCallback,
+    LearningRateWarmupCallback,
+    MetricAverageCallback,
+)
+from horovod_dgc.tensorflow.compression import Compression
+from horovod_dgc.tensorflow.optimizer import DistributedOptimizer
+
+__all__ = [
+    "BroadcastGlobalVariablesCallback",
+    "Compression",
+    "DistributedOptimizer",
+    "LearningRateWarmupCallback",
+    "MetricAverageCallback",
+]

@@ -1,0 +1,260 @@
+"""``Compression``: a method as the ``compression=`` of Horovod's optimizers and tapes for TensorFlow."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+from typing import Any, cast
+
+import horovod.tensorflow as hvd
+import tensorflow as tf
+
+import horovod_dgc
+from horovod_dgc import _checks, agreement
+from horovod_dgc.method import Method
+from horovod_dgc.stats import Stats, TensorStats
+from horovod_dgc.tensorflow import callers
+from horovod_dgc.tensorflow.callers import Call
+from horovod_dgc.tensorflow.collectives import gather_bytes
+from horovod_dgc.tensorflow.step import Exchange, Step
+from horovod_dgc.tensorflow.takeover import KERAS_3, Takeover, is_optimizer, loss_scale, raw
+from horovod_dgc.tensorflow.tensors import Tensor
+from horovod_dgc.transport import Transport
+
+DTYPES = (tf.float32, tf.float64, tf.float16, tf.bfloat16)
+
+_ordinals = itertools.count()
+
+
+class Compression(tf.Module):  # type: ignore[misc]
+    """Exchange gradients by a compression method inside Horovod's optimizers and tapes.
+
+    Each worker holds two float32 values per element of a sparsified variable (residual and velocity), in
+    ``tf.Variable`` objects that ``tf.train.Checkpoint(compression=...)`` saves and restores; they differ from rank to
+    rank, so each rank needs a checkpoint of its own. A step is a transaction: if a gradient is not finite on any
+    rank, the affected ones come back as NaN and the others as zeros on every rank, and no state has changed.
+
+    Everything that happens at run time is a native operation in the graph; Python runs only while a graph is traced.
+    With one worker Horovod calls no compression, and the optimizer runs as it is.
+
+    Args:
+        method: for example ``DGC(density=0.001)``.
+        optimizer: the optimizer that applies the gradients, before Horovod wraps it: of ``tf.keras.optimizers``
+            (also a ``LossScaleOptimizer``) or ``tf.compat.v1.train``. Of Keras's SGD, momentum and Nesterov
+            momentum are applied here, before compression.
+        variables: the model's trainable variables, after the model is built; in the same order on all ranks.
+        transport: "auto" picks for each variable the cheaper of gathered payloads and a dense allreduce of the
+            masked gradient; "gather" and "allreduce" force one.
+        agreement_timeout: seconds that the first trace waits for all ranks to compare configurations, > 0.
+
+    Raises:
+        ValueError: a wrong option, or variables that are missing, repeated or of a wrong dtype.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        optimizer: Any,
+        variables: Iterable[Any],
+        *,
+        transport: str = "auto",
+        agreement_timeout: float = 600.0,
+    ) -> None:
+        if not isinstance(method, Method):
+            raise ValueError(f"method must be a horovod_dgc method such as DGC(density=0.001), got {method!r}")
+        if method.stages() is None:
+            raise ValueError(
+                f"method must have a density schedule that is known beforehand, such as Warmup(...), got {method!r}: "
+                "TensorFlow's graph asks no Python code at run time"
+            )
+        if not is_optimizer(optimizer):
+            raise ValueError(f"optimizer must be a Keras or tf.compat.v1.train optimizer, got {optimizer!r}")
+        super().__init__(name="compression")
+        given = list(variables)
+        names = _name(given)
+        takeover = Takeover(optimizer, wanted=method.corrects_momentum)
+        tensors = []
+        for position, (name, variable) in enumerate(names.items()):
+            plan = method.plan(variable.shape)
+            tensors.append(Tensor(position, name, variable, takeover.momentum and plan.momentum == "local"))
+        takeover.attach(tensors, {i: [known, raw(known)] for i, known in enumerate(given)})
+        self.tensors = tensors
+        with tf.device("CPU:0"):
+            self.progress = tf.Variable(tf.zeros(4, tf.int64), trainable=False, name="progress")
+        self._graphs = _Graphs(
+            method=method,
+            optimizer=optimizer,
+            takeover=takeover,
+            tensors=tensors,
+            progress=self.progress,
+            transport=_checks.one_of("transport", transport, ("auto", "gather", "allreduce")),
+            timeout=_checks.in_range("agreement_timeout", agreement_timeout, 0, math.inf, low_open=True),
+        )
+
+    def compress(self, tensor: tf.Tensor) -> tuple[tf.Tensor, Exchange | None]:
+        """Called by Horovod, while a graph is traced, with a variable's gradient.
+
+        Returns:
+            What Horovod is to allreduce, and the context for :meth:`decompress`.
+        """
+        call = callers.find(tensor)
+        exchange = self._graphs.exchange(call)
+        return (tensor, None) if exchange is None else (exchange.message(), exchange)
+
+    def decompress(self, tensor: tf.Tensor, ctx: Exchange | None) -> tf.Tensor:
+        """Called by Horovod with the reduced tensor; returns the gradient to apply."""
+        return tensor if ctx is None else ctx.finish(tensor)
+
+    def stats(self) -> Stats:
+        """Counts since the start on this rank: in total, of the last step, and per variable; eager.
+
+        ``wait`` is measured for the whole step: from the last variable's encoding to the arrival of all payloads.
+        """
+        pairs = [tensor.measured() for tensor in self.tensors]
+        steps, skipped, wait, last_wait = (int(value) for value in self.progress.numpy())
+        total = _total([pair[0] for pair in pairs], steps, skipped, wait)
+        last = _total([pair[1] for pair in pairs], min(steps, 1), 0, last_wait)
+        return Stats(total, last, {tensor.label: pair[0] for tensor, pair in zip(self.tensors, pairs)})
+
+
+class _Graphs:
+    """What a Compression keeps while graphs are traced; none of it goes into checkpoints."""
+
+    def __init__(
+        self,
+        *,
+        method: Method,
+        optimizer: Any,
+        takeover: Takeover,
+        tensors: list[Tensor],
+        progress: tf.Variable,
+        transport: str,
+        timeout: float,
+    ) -> None:
+        self._method = method
+        self._optimizer = optimizer
+        self._takeover = takeover
+        self._tensors = tensors
+        self._by_variable = {id(tensor.variable): tensor for tensor in tensors}
+        self._progress = progress
+        self._transport: Transport | None = None if transport == "auto" else cast(Transport, transport)
+        self._timeout = timeout
+        self._ordinal = next(_ordinals)
+        self._one = tf.Variable([1.0], trainable=False, name="one")
+        self._agreed: set[Any] = set()
+        self._call: Call | None = None
+        self._step: Step | None = None
+
+    def exchange(self, call: Call) -> Exchange | None:
+        """The exchange of the call's gradient, made together with those of all the other gradients of the call.
+
+        None where there is nobody to exchange with: Horovod traces the call all the same, and never runs it.
+        """
+        if call.workers == 1:
+            return None
+        if self._call is None or self._call.gradients is not call.gradients:
+            self._step = self._trace(call)
+            self._call = call
+        assert self._step is not None
+        return self._step.exchanges.get(call.position)
+
+    def _trace(self, call: Call) -> Step:
+        if call.op not in (hvd.Average, hvd.Sum):
+            raise ValueError(
+                "op must be hvd.Average or hvd.Sum for compressed gradients: Adasum and other reductions need the "
+                "dense gradient of every worker"
+            )
+        exchanged = self._exchanged(call)
+        owner = self._takeover.owner(call.holders)
+        key = call.process_set.process_set_id
+        if key not in self._agreed:
+            self._agree(call, exchanged)
+            self._agreed.add(key)
+        self._takeover.active = True
+        starts = self._method.stages()
+        assert starts is not None
+        # Horovod calls from inside a tf.cond for each variable. A step is about all of them: its operations belong
+        # beside the gradients, in the graph around those.
+        with call.gradients[call.position].graph.as_default(), tf.device("CPU:0"), tf.name_scope("horovod_dgc"):
+            return Step(
+                method=self._method,
+                call=call,
+                exchanged=exchanged,
+                hyperparameters=self._takeover.hyperparameters(owner),
+                nesterov=self._takeover.nesterov,
+                loss_scale=loss_scale([*call.holders, self._optimizer]),
+                transport=self._transport,
+                ordinal=self._ordinal,
+                one=self._one,
+                progress=self._progress,
+                starts=list(starts),
+            )
+
+    def _exchanged(self, call: Call) -> dict[int, Tensor]:
+        """Tensor of each gradient of the call that is to be exchanged, by the gradient's position."""
+        exchanged = {}
+        for position, (gradient, variable) in enumerate(zip(call.gradients, call.variables)):
+            if gradient is None or isinstance(gradient, tf.IndexedSlices):
+                continue
+            tensor = self._by_variable.get(id(raw(variable)))
+            if tensor is None:
+                raise ValueError(
+                    f"a gradient belongs to variable {variable.name!r} of shape {tuple(variable.shape)}, which this "
+                    "Compression does not know: give it all trainable variables of the model"
+                )
+            if tensor.numel:
+                exchanged[position] = tensor
+        return exchanged
+
+    def _agree(self, call: Call, exchanged: dict[int, Tensor]) -> None:
+        lines = [
+            f"horovod_dgc {horovod_dgc.__version__}, compression number {self._ordinal}",
+            f"method {self._method.configuration()}",
+            f"transport {self._transport or 'auto'}, Keras {3 if KERAS_3 else 2}",
+            f"optimizer {type(self._takeover.optimizer).__name__}, momentum corrected: {self._takeover.momentum}",
+        ]
+        # By position: names follow counters of layers, which may differ.
+        lines += [
+            f"variable {tensor.position} {tuple(tensor.variable.shape)} {tensor.variable.dtype.name}"
+            for tensor in exchanged.values()
+        ]
+        members = call.process_set
+        with tf.init_scope():
+            agreement.require(
+                "\n".join(lines),
+                agreement.ranks_of(members),
+                lambda data, name: gather_bytes(data, name, members, self._timeout),
+            )
+
+
+def _total(parts: list[TensorStats], steps: int, skipped: int, wait: int) -> TensorStats:
+    total = TensorStats(steps=steps, skipped=skipped, wait=wait / 1e9)
+    for part in parts:
+        for name in ("sent", "control", "dense", "nonzero", "elements", "encode", "decode"):
+            setattr(total, name, getattr(total, name) + getattr(part, name))
+    total.residual_norm = math.sqrt(sum(part.residual_norm**2 for part in parts))
+    return total
+
+
+def _name(variables: list[Any]) -> dict[str, tf.Variable]:
+    """Name of each variable, checked."""
+    if not variables:
+        raise ValueError("variables must not be empty: build the model first, then give its trainable_variables")
+    names: dict[str, tf.Variable] = {}
+    seen = set()
+    for position, given in enumerate(variables):
+        variable = raw(given)
+        if not isinstance(variable, tf.Variable):
+            raise ValueError(f"variables must hold variables of TensorFlow or Keras, got {given!r}")
+        if id(variable) in seen:
+            raise ValueError(f"variables must be distinct, got {given.name!r} twice")
+        seen.add(id(variable))
+        if variable.dtype not in DTYPES:
+            allowed = ", ".join(dtype.name for dtype in DTYPES)
+            raise ValueError(
+                f"variable {given.name!r} must have one of the dtypes {allowed}, got {variable.dtype.name}"
+            )
+        name = getattr(given, "path", None) or variable.name
+        names[name if name not in names else f"{name} ({position})"] = variable
+    return names

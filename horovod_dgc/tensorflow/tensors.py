@@ -1,0 +1,91 @@
+"""One model variable's compression state, in variables of TensorFlow."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import tensorflow as tf
+
+from horovod_dgc.stats import TensorStats
+from horovod_dgc.tensorflow.operations import library
+
+# Columns of `counts`, as csrc/tensorflow numbers them; row 0 holds totals, row 1 the latest step.
+STEPS, SKIPPED, SENT, CONTROL, DENSE, NONZERO, ENCODE, DECODE = range(8)
+
+
+class Tensor(tf.Module):  # type: ignore[misc]
+    """A model variable with what compression keeps of it on this worker; all of it goes into checkpoints.
+
+    Attributes:
+        residual: float32 (numel,): accumulated gradient that has not been sent.
+        velocity: float32 (numel,) with momentum correction, else None.
+        rate: float32 (): learning rate in whose units the velocity stands; 0 before the first step. None without
+            momentum correction.
+        counts: int64 (2, 8).
+    """
+
+    def __init__(self, position: int, name: str, variable: tf.Variable, corrected: bool) -> None:
+        super().__init__(name=f"tensor_{position}")
+        self.position = position
+        self.label = name
+        # In a tuple, so that checkpoints of the state do not hold the model once more.
+        self._model_variable = _Untracked(variable)
+        self.numel = math.prod(variable.shape)
+        with tf.device("CPU:0"):
+            self.residual = tf.Variable(tf.zeros(self.numel), trainable=False, name="residual")
+            self.counts = tf.Variable(tf.zeros((2, 8), tf.int64), trainable=False, name="counts")
+            self.velocity = tf.Variable(tf.zeros(self.numel), trainable=False, name="velocity") if corrected else None
+            self.rate = tf.Variable(0.0, trainable=False, name="rate") if corrected else None
+            self.identity = int(library.horovod_dgc_identity(variable.handle))
+
+    @property
+    def variable(self) -> tf.Variable:
+        return self._model_variable.value
+
+    @property
+    def corrected(self) -> bool:
+        """Whether momentum is applied here, before selection, and not by the optimizer."""
+        return self.velocity is not None
+
+    @property
+    def state(self) -> list[Any]:
+        """Resource handles in the order in which the operations take them."""
+        variables = [self.residual, self.counts, *([self.velocity, self.rate] if self.corrected else [])]
+        return [variable.handle for variable in variables]
+
+    def take_momentum(self, buffer: tf.Variable, rate: float) -> None:
+        """Go on from a Keras optimizer's momentum, which is minus the learning rate times the velocity."""
+        assert self.velocity is not None and self.rate is not None
+        if rate > 0:
+            self.velocity.assign(tf.reshape(tf.cast(buffer, tf.float32), [-1]) / -rate)
+            self.rate.assign(rate)
+        buffer.assign(tf.zeros_like(buffer))
+
+    def measured(self) -> tuple[TensorStats, TensorStats]:
+        """Counts in total, with the residual's norm as it stands, and of the latest step."""
+        total, last = (_stats(row, self.numel) for row in self.counts.numpy())
+        total.residual_norm = math.sqrt(float(library.horovod_dgc_sum_squares(self.residual)))
+        return total, last
+
+
+class _Untracked:
+    """Keeps a variable out of its holder's checkpoints."""
+
+    def __init__(self, value: tf.Variable) -> None:
+        self.value = value
+
+
+def _stats(row: Any, numel: int) -> TensorStats:
+    counts = [int(value) for value in row]
+    return TensorStats(
+        steps=counts[STEPS],
+        skipped=counts[SKIPPED],
+        sent=counts[SENT],
+        control=counts[CONTROL],
+        dense=counts[DENSE],
+        nonzero=counts[NONZERO],
+        elements=counts[STEPS] * numel,
+        encode=counts[ENCODE] / 1e9,
+        decode=counts[DECODE] / 1e9,
+    )

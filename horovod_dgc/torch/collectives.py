@@ -1,0 +1,30 @@
+"""Horovod's collectives as the rest of the package calls them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import horovod.torch as hvd
+import torch
+
+from horovod_dgc import agreement
+
+POLL_SECONDS = 0.005
+
+
+def gather_bytes(data: bytes, name: str, process_set: Any, timeout: float) -> bytes:
+    """The bytes of all ranks of the process set, one after another.
+
+    Raises:
+        RuntimeError: some rank did not answer within ``timeout`` seconds.
+    """
+    message = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    handle = hvd.allgather_async(message, name=name, process_set=process_set)
+    deadline = time.monotonic() + timeout
+    while not hvd.poll(handle):
+        if time.monotonic() > deadline:
+            raise agreement.no_answer(hvd.rank(), timeout)
+        time.sleep(POLL_SECONDS)
+    gathered: torch.Tensor = hvd.synchronize(handle)
+    return gathered.numpy().tobytes()
