@@ -3,12 +3,15 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
-BIN := $(CURDIR)/.venv/bin
+# A target of the second environment sets VENV for itself.
+VENV := .venv
+BIN = $(CURDIR)/$(VENV)/bin
 # What starts workers looks for horovodrun and python by name.
-IN_VENV := PATH="$(BIN):$$PATH"
+IN_VENV = PATH="$(BIN):$$PATH"
 
 JOBS := $(shell nproc)
-PYTEST := $(IN_VENV) $(BIN)/python -m pytest --durations=10 --timeout=300
+# -P: tests import the installed package, which is the tree's in .venv only.
+PYTEST = $(IN_VENV) $(BIN)/python -P -m pytest --durations=10 --timeout=300
 
 comma := ,
 
@@ -22,13 +25,16 @@ define cpp_tests
 	$(BIN)/ctest --test-dir build/$(1) --output-on-failure --timeout 600 --parallel $(JOBS)
 endef
 
-.PHONY: help env demo test test-quick lint cpp-test cpp-test-asan cpp-test-tsan bench clean
+.PHONY: help env env-tf215 demo test test-quick test-tf215 lint cpp-test cpp-test-asan cpp-test-tsan bench clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 env: ## Set up .venv with all that the other targets need; they call it themselves
 	@tools/env.sh
+
+env-tf215: ## Set up .venv-tf215, with TensorFlow 2.15 and Keras 2
+	@tools/env.sh tf215
 
 demo: env ## Train with 2 workers, dense and with DGC at 0.1 %, and compare (DEMO_ARGS="--help" for options)
 	$(IN_VENV) $(BIN)/python examples/demo.py $(DEMO_ARGS)
@@ -38,6 +44,10 @@ test: env lint cpp-test cpp-test-asan ## Every check: lint, C++ tests plain and 
 
 test-quick: env ## Python unit tests only
 	$(PYTEST) tests/unit
+
+test-tf215: VENV := .venv-tf215
+test-tf215: env-tf215 ## TensorFlow tests with TensorFlow 2.15 and Keras 2
+	$(PYTEST) tests/tensorflow
 
 lint: env ## Style and types
 	$(BIN)/ruff check .
@@ -59,6 +69,6 @@ bench: env ## Every benchmark of benchmarks/, one after the other; wants an othe
 	  --benchmark_report_aggregates_only=true
 	@for benchmark in benchmarks/[a-z]*.py; do $(IN_VENV) $(BIN)/python "$$benchmark"; done
 
-clean: ## Remove what builds and tests leave in the tree, except .venv
-	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis horovod_dgc/*.so
-	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+clean: ## Remove what builds and tests leave in the tree, except .venv and .venv-tf215
+	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis horovod_dgc/*.so horovod_dgc/*/*.so
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +

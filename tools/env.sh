@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Prepares everything that the Makefile's targets need: system packages, .venv, pinned packages, Horovod
-# and the package itself. Does only what is missing, so that it can be run before every target.
+# Prepares everything that the Makefile's targets need: system packages, an environment, pinned packages,
+# Horovod and the package itself. Does only what is missing, so that it can be run before every target.
+# Usage: env.sh [NAME]. Without NAME the environment is .venv, made from requirements/*.txt and with the package
+# in editable mode; with it .venv-NAME, made from requirements/NAME/*.txt and with the package copied in.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -8,7 +10,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 unset PYTHONPATH PYTHONHOME MAKEFLAGS MFLAGS MAKELEVEL
 export PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0
 
-venv=.venv
+name=${1:-}
+venv=.venv${name:+-$name}
+requirements=requirements${name:+/$name}
+make_target="make env${name:+-$name}"
 packages_stamp=$venv/stamp-packages
 package_stamp=$venv/stamp-horovod_dgc
 unfinished=$venv/unfinished
@@ -73,19 +78,19 @@ install_system_packages() {
     apt-get install --yes --no-install-recommends "${missing[@]}"; } >"$log" 2>&1 </dev/null; then
     tail -n 20 "$log" >&2
     die "apt-get could not install: ${missing[*]} (the whole log is in $log). Where python3.11 is not in the
-  distribution, install a Python 3.11 in another way and run: make env PYTHON=/path/to/python3.11"
+  distribution, install a Python 3.11 in another way and run: $make_target PYTHON=/path/to/python3.11"
   fi
   rm "$log"
   hash -r
   mapfile -t missing < <(missing_system_packages)
   [[ ${#missing[@]} -eq 0 ]] || die "still missing after installing: ${missing[*]}. If $(find_python) is not the
-  distribution's Python, reinstall it with its headers and ensurepip, or choose another: make env PYTHON=..."
+  distribution's Python, reinstall it with its headers and ensurepip, or choose another: $make_target PYTHON=..."
 }
 
 make_venv() {
   local python
   python=$(find_python)
-  # `unfinished` stands while pip changes .venv. Where it is left over, pip was interrupted, and what a half
+  # `unfinished` stands while pip changes the environment. Where it is left over, pip was interrupted, and what a half
   # installed package looks like is anybody's guess.
   if [[ -e $unfinished ]]; then
     say "an earlier run was interrupted; making $venv again"
@@ -104,7 +109,7 @@ make_venv() {
 
 install_cpu_torch() {
   local pin errors
-  pin=$(grep '^torch==' requirements/horovod-build.txt)
+  pin=$(grep '^torch==' "$requirements/horovod-build.txt")
   # Asked for by its name first: plain `torch==X` is a CUDA build of several GB on most x86-64 machines, and
   # where pip is offered both, `+cu130` sorts after `+cpu`.
   errors=$(quiet_pip install --no-deps "$pin+cpu" 2>&1) && return
@@ -116,7 +121,7 @@ $errors"
 packages_digest() {
   {
     "$venv/bin/python" -c 'import sys; print(sys.version, sys.prefix)'
-    sha256sum requirements/*.txt tools/env.sh tools/build_horovod.py
+    sha256sum "$requirements"/*.txt tools/env.sh tools/build_horovod.py
   } | sha256sum
 }
 
@@ -128,12 +133,13 @@ install_packages() {
   touch "$unfinished"
   rm -f "$packages_stamp"
   install_cpu_torch
-  quiet_pip install -r requirements/horovod-build.txt -r requirements/dev.txt -c requirements/constraints.txt
+  quiet_pip install -r "$requirements/horovod-build.txt" -r "$requirements/dev.txt" -c "$requirements/constraints.txt"
+  [[ ! -e $requirements/no-deps.txt ]] || quiet_pip install --no-deps -r "$requirements/no-deps.txt"
   rm "$unfinished"
 
   say "Horovod for these versions of torch and TensorFlow, kept in $cache"
   mkdir -p "$cache" || die "cannot write to the cache $cache; set HOROVOD_DGC_CACHE to another folder"
-  wheel=$("$venv/bin/python" tools/build_horovod.py --cache "$cache" --requirements requirements/horovod-build.txt)
+  wheel=$("$venv/bin/python" tools/build_horovod.py --cache "$cache" --requirements "$requirements/horovod-build.txt")
   touch "$unfinished"
   quiet_pip install --no-deps --force-reinstall "$wheel"
   rm "$unfinished"
@@ -152,22 +158,37 @@ $report"
 }
 
 install_package() {
-  local digest
-  digest=$(find csrc setup.py pyproject.toml MANIFEST.in -type f -not -path 'csrc/tests/*' -print0 |
+  local digest copy=$venv/source sources=(csrc setup.py pyproject.toml MANIFEST.in)
+  # In editable mode, Python's files are read from the tree.
+  [[ -z $name ]] || sources+=(horovod_dgc)
+  digest=$(find "${sources[@]}" -type f -not -path 'csrc/tests/*' -not -name '*.so' -not -name '*.pyc' -print0 |
     sort -z | xargs -0 sha256sum | cat "$packages_stamp" - | sha256sum)
+  # -P: the installed package must work, not the one in this folder.
   [[ $digest == "$(cat "$package_stamp" 2>/dev/null)" ]] &&
-    "$venv/bin/python" -c 'import horovod_dgc._core' 2>/dev/null && return
-  say "building the C++ core and installing horovod_dgc (editable)"
+    "$venv/bin/python" -P -c 'import horovod_dgc._core' 2>/dev/null && return
+  say "building the C++ core and installing horovod_dgc into $venv"
   rm -f "$package_stamp"
-  quiet_pip install --no-deps --no-build-isolation --editable .
-  "$venv/bin/python" -c 'import horovod_dgc._core'
+  if [[ -z $name ]]; then
+    quiet_pip install --no-deps --no-build-isolation --editable .
+  else
+    # Compiled files in the tree are .venv's: an extension built against one environment's packages does not fit
+    # another's. So this one is built from a copy without any.
+    rm -rf "$copy"
+    mkdir "$copy"
+    cp -r "${sources[@]}" "$copy"
+    find "$copy" -name '*.so' -delete
+    quiet_pip install --no-deps --no-build-isolation --force-reinstall "$copy"
+    rm -rf "$copy"
+  fi
+  "$venv/bin/python" -P -c 'import horovod_dgc._core'
   echo "$digest" >"$package_stamp"
 }
 
+[[ -d $requirements ]] || die "there is no environment $name: no folder $requirements"
 install_system_packages
-exec 9>.venv.lock
+exec 9>"$venv.lock"
 flock --nonblock 9 || {
-  say "another run of make env is at work here; waiting for it"
+  say "another run of $make_target is at work here; waiting for it"
   flock 9
 }
 make_venv
