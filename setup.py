@@ -78,7 +78,7 @@ if tensorflow_wanted():
             OPERATIONS,
             [*CORE, *sorted(path.as_posix() for path in Path("csrc/tensorflow").glob("*.cc"))],
             depends=HEADERS,
-            include_dirs=["csrc"],
+            include_dirs=["csrc", "csrc/tensorflow"],
             language="c++",
             extra_compile_args=[*FLAGS, "-std=c++17"],
             extra_link_args=["-pthread"],

@@ -25,16 +25,19 @@ void apply(float* aggregated, float* velocity, size_t n, const Coefficients& c) 
 
 }  // namespace
 
-Update::Update(double unscale_, double weight_decay_, double momentum_, double dampening_, bool nesterov_)
+Update::Update(double unscale_, double weight_decay_, double momentum_, double dampening_, bool nesterov_,
+               double velocity_scale_)
     : unscale(unscale_),
       weight_decay(weight_decay_),
       momentum(momentum_),
       dampening(dampening_),
-      nesterov(nesterov_) {
+      nesterov(nesterov_),
+      velocity_scale(velocity_scale_) {
   check("unscale", unscale, true);
   check("weight_decay", weight_decay, true);
   check("momentum", momentum, false);
   check("dampening", dampening, true);
+  check("velocity_scale", velocity_scale, false);
 }
 
 void apply_momentum(float* aggregated, float* velocity, size_t n, const Update& update) {

@@ -3,7 +3,7 @@
 // buffer:
 //
 //   ghat = unscale * g + weight_decay * w
-//   u'   = momentum * u + (1 - dampening) * ghat       subnormal u' becomes 0
+//   u'   = momentum * velocity_scale * u + (1 - dampening) * ghat       subnormal u' becomes 0
 //   v'   = v + u'                                      with velocity
 //   v'   = v + (ghat + momentum * u')                  with velocity, Nesterov
 //   v'   = v + ghat                                    without velocity
@@ -17,18 +17,21 @@
 
 namespace dgc {
 
-// What varies from step to step. All finite as float32; momentum not negative. A negative weight decay is
-// what an optimizer that maximises needs: its step is minus the gradient plus the decay.
+// What varies from step to step. All finite as float32; momentum and velocity_scale not negative. A negative
+// weight decay is what an optimizer that maximises needs: its step is minus the gradient plus the decay.
 struct Update {
   // Throws std::invalid_argument naming the argument, its value and what is allowed.
   explicit Update(double unscale = 1.0, double weight_decay = 0.0, double momentum = 0.0,
-                  double dampening = 0.0, bool nesterov = false);
+                  double dampening = 0.0, bool nesterov = false, double velocity_scale = 1.0);
 
   double unscale;
   double weight_decay;
   double momentum;
   double dampening;
   bool nesterov;
+  // Brings the velocity into today's units: an optimizer whose momentum holds steps already multiplied by the
+  // learning rate sees it change with the rate, at the ratio of the rate before to that of today.
+  double velocity_scale;
 };
 
 // How a gradient reaches the residual.
@@ -39,12 +42,14 @@ struct Coefficients {
       : unscale(static_cast<float>(update.unscale)),
         weight_decay(static_cast<float>(update.weight_decay)),
         momentum(static_cast<float>(update.momentum)),
+        decay(static_cast<float>(update.momentum * update.velocity_scale)),
         gain(static_cast<float>(1.0 - update.dampening)) {}
 
   float unscale;
   float weight_decay;
   float momentum;
-  float gain;  // 1 - dampening
+  float decay;  // momentum * velocity_scale
+  float gain;   // 1 - dampening
 };
 
 // A velocity that receives no gradient decays geometrically into the subnormal range, where arithmetic is
@@ -55,7 +60,7 @@ inline float flush_subnormal(float x) {
 }
 
 inline float next_velocity(const Coefficients& c, float ghat, float u) {
-  return flush_subnormal(c.momentum * u + c.gain * ghat);
+  return flush_subnormal(c.decay * u + c.gain * ghat);
 }
 
 // What is added to the residual, from ghat and the new velocity.

@@ -61,6 +61,7 @@ struct State {
 void reference_update(const State& s, const Update& update, std::vector<float>* u, std::vector<float>* v) {
   const float unscale = static_cast<float>(update.unscale), decay = static_cast<float>(update.weight_decay);
   const float momentum = static_cast<float>(update.momentum),
+              kept = static_cast<float>(update.momentum * update.velocity_scale),
               gain = static_cast<float>(1.0 - update.dampening);
   *u = s.velocity;
   *v = s.residual;
@@ -71,7 +72,7 @@ void reference_update(const State& s, const Update& update, std::vector<float>* 
       (*v)[i] = (*v)[i] + ghat;
       continue;
     }
-    float next = momentum * (*u)[i] + gain * ghat;
+    float next = kept * (*u)[i] + gain * ghat;
     if (std::fabs(next) < FLT_MIN) next = 0.0f;
     (*u)[i] = next;
     (*v)[i] = (*v)[i] + (update.nesterov ? ghat + momentum * next : next);
@@ -152,7 +153,7 @@ TEST(Proposal, EveryUpdateOnEveryInstructionSet) {
           s.store_as(type);
           const double decay = weights ? 1e-2 : 0.0;
           for (const Update& update : {Update(1.0, decay, 0.9), Update(0.25, decay, 0.9, 0.1),
-                                       Update(1.0 / 3, decay, 0.9, 0.0, true), Update(2.0, decay)}) {
+                                       Update(1.0 / 3, decay, 0.9, 0.0, true, 0.7), Update(2.0, decay)}) {
             check_step(layout, update, s, with_threads(1, true, type == Scalar::float16));
             if (HasFatalFailure()) return;
           }

@@ -27,6 +27,7 @@ TEST(Update, RefusesWhatIsNotFiniteAndNamesIt) {
   EXPECT_EQ(message([&] { Update(1.0, INFINITY); }).find("weight_decay"), 0u);
   EXPECT_EQ(message([&] { Update(1.0, 0.0, -0.9); }).find("momentum"), 0u);
   EXPECT_EQ(message([&] { Update(1.0, 0.0, 0.9, 1e300); }).find("dampening"), 0u);
+  EXPECT_EQ(message([&] { Update(1.0, 0.0, 0.9, 0.0, false, -1.0); }).find("velocity_scale"), 0u);
   EXPECT_EQ(message([&] { Update(-0.5, 0.1, 1.5, -2.0, true); }), "accepted");
 }
 
@@ -52,14 +53,14 @@ TEST(NextVelocity, DecaysToZeroNotToSubnormals) {
 TEST(ApplyMomentum, FollowsTheFormula) {
   const size_t n = 1003;
   for (const bool nesterov : {false, true}) {
-    const Update update(3.0, 7.0, 0.9, 0.25, nesterov);
+    const Update update(3.0, 7.0, 0.9, 0.25, nesterov, 0.5);
     const std::vector<float> g = test::normal(n, 1);
     const std::vector<float> u = test::normal(n, 2);
     std::vector<float> step = g;
     std::vector<float> velocity = u;
     apply_momentum(step.data(), velocity.data(), n, update);
     for (size_t i = 0; i < n; ++i) {
-      const float buffer = 0.9f * u[i] + 0.75f * g[i];
+      const float buffer = 0.45f * u[i] + 0.75f * g[i];
       EXPECT_EQ(velocity[i], buffer);
       EXPECT_EQ(step[i], nesterov ? g[i] + 0.9f * buffer : buffer);
     }

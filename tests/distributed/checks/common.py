@@ -132,24 +132,3 @@ def state_digest(compression: Compression) -> str:
     """Digest of everything that a skipped step must leave alone."""
     state = [t for entry in compression._tensors for t in (entry.residual, entry.velocity) if t is not None]
     return digest(state)
-
-
-def raises(error: type[BaseException], *words: str) -> Any:
-    """Context that passes if ``error`` is raised on this rank with all of ``words`` in its message."""
-    return _Raises(error, words)
-
-
-class _Raises:
-    def __init__(self, error: type[BaseException], words: tuple[str, ...]) -> None:
-        self.error, self.words = error, words
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, _: Any) -> bool:
-        assert kind is not None, f"no {self.error.__name__} was raised"
-        if not issubclass(kind, self.error):
-            return False
-        missing = [word for word in self.words if word not in str(value)]
-        assert not missing, f"{str(value)!r} does not say {missing}"
-        return True

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import horovod.torch as hvd
 import torch
+from rank import raises
 from torch import nn
 
-from checks.common import assert_ranks_identical, batch, compressed, distribute, raises, small_model, train
+from checks.common import assert_ranks_identical, batch, compressed, distribute, small_model, train
 from horovod_dgc import DGC, Warmup
 from horovod_dgc.torch import Compression
 

@@ -1,0 +1,306 @@
+// What happens once the collectives have brought every rank's payloads.
+#include <cmath>
+#include <limits>
+#include <mutex>
+
+#include "decode.h"
+#include "operations.h"
+#include "proposal.h"
+#include "tensorflow/core/framework/common_shape_fns.h"
+#include "tensorflow/core/framework/op.h"
+#include "tensorflow/core/framework/shape_inference.h"
+
+namespace dgc {
+namespace {
+
+using tensorflow::DEVICE_CPU;
+
+// Whether the first value of a message that some rank poisoned is NaN: a poisoned payload is NaN throughout,
+// and the sum of dense messages is NaN wherever one of them is.
+bool first_is_nan(const Tensor& received, Message message) {
+  if (message == Message::float16) {
+    uint16_t bits = 0;
+    std::memcpy(&bits, data_of(received), sizeof bits);
+    return (bits & 0x7fff) > 0x7c00;
+  }
+  float first = 0;
+  std::memcpy(&first, data_of(received), sizeof first);
+  return std::isnan(first);
+}
+
+size_t bytes_per_element(Message message) { return message == Message::float16 ? 2 : 4; }
+
+// What came back from the collective, with its size checked. received: uint8.
+void check_received(const Tensor& received, const Layout& layout, Message message, int64_t workers) {
+  const size_t expected = message == Message::payloads ? static_cast<size_t>(workers) * layout.nbytes()
+                                                       : layout.n() * bytes_per_element(message);
+  if (static_cast<size_t>(received.NumElements()) != expected)
+    throw std::invalid_argument("the payloads of " + std::to_string(workers) + " ranks must have " +
+                                std::to_string(expected) + " bytes in all, got " +
+                                std::to_string(received.NumElements()) +
+                                ": are all ranks at the same step of the density schedule?");
+}
+
+REGISTER_OP("HorovodDgcPoisoned")
+    .Attr("numel: int")
+    .Attr("sent: list(int)")
+    .Attr("indices: int")
+    .Attr("values: int")
+    .Attr("messages: list(int)")
+    .Attr("workers: int")
+    .Input("received: uint8")
+    .Input("stage: int64")
+    .Output("poisoned: bool")
+    .SetIsStateful()
+    .SetShapeFn(tensorflow::shape_inference::ScalarShape)
+    .Doc(R"doc(
+Whether the gradient of this variable was not finite on some rank.
+
+messages: for each stage, what `received` holds: 0 the payloads of all ranks, one after another; 1 or 2 the sum of
+  dense messages in float32 or float16.
+)doc");
+
+class PoisonedOp : public Operation {
+ public:
+  explicit PoisonedOp(OpKernelConstruction* context) : Operation(context), plan_(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("messages", &messages_));
+    OP_REQUIRES_OK(context, context->GetAttr("workers", &workers_));
+  }
+
+ protected:
+  void run(OpKernelContext* context) override {
+    const Tensor& received = context->input(0);
+    const int64_t stage = context->input(1).scalar<int64_t>()();
+    const Layout layout = plan_.layout(stage);
+    const auto message = static_cast<Message>(messages_.at(static_cast<size_t>(stage)));
+    check_received(received, layout, message, workers_);
+    bool poisoned = false;
+    if (message == Message::payloads) {
+      const std::vector<uint8_t> poison = layout.poison();
+      for (int64_t i = 0; i < workers_ && !poisoned; ++i) {
+        const uint8_t* payload = bytes_of(received) + static_cast<size_t>(i) * poison.size();
+        poisoned = std::memcmp(payload, poison.data(), poison.size()) == 0;
+      }
+    } else {
+      poisoned = first_is_nan(received, message);
+    }
+    output(context, 0, {})->scalar<bool>()() = poisoned;
+  }
+
+ private:
+  Plan plan_;
+  std::vector<int> messages_;
+  int64_t workers_ = 0;
+};
+REGISTER_KERNEL_BUILDER(Name("HorovodDgcPoisoned").Device(DEVICE_CPU), PoisonedOp);
+
+REGISTER_OP("HorovodDgcConclude")
+    .Attr("N: int >= 1")
+    .Input("poisoned: N * bool")
+    .Input("applied: N * double")
+    .Input("progress: resource")
+    .Output("skipped: bool")
+    .SetIsStateful()
+    .SetShapeFn(tensorflow::shape_inference::ScalarShape)
+    .Doc(R"doc(
+Decides for all variables of a step together, and so for all ranks alike, whether it counts.
+
+progress: int64 [4]: steps, steps skipped, nanoseconds of waiting for collectives in total and in the latest step.
+skipped: true if a gradient was not finite on some rank.
+)doc");
+
+class ConcludeOp : public Operation {
+ public:
+  explicit ConcludeOp(OpKernelConstruction* context) : Operation(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("N", &count_));
+  }
+
+ protected:
+  void run(OpKernelContext* context) override {
+    bool skipped = false;
+    double ended = 0;
+    for (int i = 0; i < count_; ++i) {
+      skipped |= context->input(i).scalar<bool>()();
+      ended = std::max(ended, context->input(count_ + i).vec<double>()(kEnded));
+    }
+    const auto progress = variable_of(context, 2 * count_);
+    {
+      const std::lock_guard lock(*progress->mu());
+      Tensor next;
+      require(context->allocate_temp(tensorflow::DT_INT64, TensorShape({kProgress}), &next));
+      next.vec<int64_t>() = progress->tensor()->vec<int64_t>();
+      auto values = next.vec<int64_t>();
+      ++values(skipped ? kStepsSkipped : kStepsDone);
+      const int64_t wait = now() - static_cast<int64_t>(ended);
+      values(kWait) += wait;
+      if (!skipped) values(kLastWait) = wait;
+      *progress->tensor() = next;
+    }
+    output(context, 0, {})->scalar<bool>()() = skipped;
+  }
+
+ private:
+  int count_ = 0;
+};
+REGISTER_KERNEL_BUILDER(Name("HorovodDgcConclude").Device(DEVICE_CPU), ConcludeOp);
+
+REGISTER_OP("HorovodDgcFinish")
+    .Attr("T: {float, half, bfloat16}")
+    .Attr("K: int >= 2")
+    .Attr("numel: int")
+    .Attr("sent: list(int)")
+    .Attr("indices: int")
+    .Attr("values: int")
+    .Attr("messages: list(int)")
+    .Attr("workers: int")
+    .Attr("nesterov: bool")
+    .Attr("masking: bool")
+    .Input("gradient: T")
+    .Input("received: uint8")
+    .Input("payload: uint8")
+    .Input("stage: int64")
+    .Input("applied: double")
+    .Input("poisoned: bool")
+    .Input("skipped: bool")
+    .Input("factor: float")
+    .Input("loss_scale: double")
+    .Input("state: K * resource")
+    .Output("result: T")
+    .SetIsStateful()
+    .SetShapeFn(tensorflow::shape_inference::UnchangedShape)
+    .Doc(R"doc(
+Commits one variable's step and returns the gradient to apply; or, in a skipped step, changes nothing and returns NaN
+for a variable whose gradient was not finite on some rank, zeros for the others.
+
+gradient, payload, stage, applied: of Propose.
+received, messages, workers: as for Poisoned.
+factor: what the user's options (Average, Sum) make of 1; float32, one element.
+loss_scale: factor that the result carries.
+)doc");
+
+class FinishOp : public Operation {
+ public:
+  explicit FinishOp(OpKernelConstruction* context) : Operation(context), plan_(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("messages", &messages_));
+    OP_REQUIRES_OK(context, context->GetAttr("workers", &workers_));
+    OP_REQUIRES_OK(context, context->GetAttr("nesterov", &nesterov_));
+    OP_REQUIRES_OK(context, context->GetAttr("masking", &masking_));
+    OP_REQUIRES_OK(context, context->GetAttr("K", &states_));
+  }
+
+ protected:
+  void run(OpKernelContext* context) override {
+    const int64_t began = now();
+    const Tensor gradient = context->input(0);
+    const Tensor& received = context->input(1);
+    const Tensor& payload = context->input(2);
+    const int64_t stage = context->input(3).scalar<int64_t>()();
+    const auto applied = context->input(4).vec<double>();
+    const bool poisoned = context->input(5).scalar<bool>()();
+    const bool skipped = context->input(6).scalar<bool>()();
+    const double factor = static_cast<double>(context->input(7).flat<float>()(0));
+    const double loss_scale = context->input(8).scalar<double>()();
+    const Layout layout = plan_.layout(stage);
+    const auto message = static_cast<Message>(messages_.at(static_cast<size_t>(stage)));
+    check_received(received, layout, message, workers_);
+    State state(context, 9, states_, plan_.numel());
+    state.own(context);
+
+    Tensor* result = output(context, 0, gradient.shape());
+    // float32 results are written where they are wanted; narrower ones are summed up in float32 first.
+    Tensor wide = *result;
+    if (result->dtype() != tensorflow::DT_FLOAT)
+      require(context->allocate_temp(tensorflow::DT_FLOAT, gradient.shape(), &wide));
+    auto* out = static_cast<float*>(data_of(wide));
+    int64_t nonzero = 0;
+    if (skipped) {
+      std::fill(out, out + plan_.numel(), poisoned ? std::numeric_limits<float>::quiet_NaN() : 0.0f);
+    } else {
+      const Update update(applied(kUnscale), 0.0, applied(kMomentum), 0.0, nesterov_,
+                          applied(kVelocityScale));
+      nonzero = commit(context, layout, gradient, payload, update, &state);
+      // Sums over workers, times what the options ask for, in the units of the loss as it is scaled.
+      const double scale = factor / static_cast<double>(workers_) * loss_scale;
+      deliver(context, layout, received, message, static_cast<float>(scale), out);
+      if (state.has_velocity() && applied(kRate) > 0) *state.rate() = static_cast<float>(applied(kRate));
+    }
+    if (result->dtype() != tensorflow::DT_FLOAT) narrow(wide, result);
+    count(layout, message, gradient, skipped, nonzero, static_cast<int64_t>(applied(kEncodeNanoseconds)),
+          now() - began, state.counts());
+  }
+
+ private:
+  // Applies the proposal to the state; what was proposed is read back from the payload. Returns the number of
+  // coordinates sent with a value other than zero.
+  int64_t commit(OpKernelContext* context, const Layout& layout, const Tensor& gradient,
+                 const Tensor& payload, const Update& update, State* state) const {
+    const size_t k = layout.k();
+    dgc::Proposal proposal{layout, true, {}, {}, {}};
+    proposal.indices.resize(k);
+    proposal.sent.resize(k);
+    layout.unpack(bytes_of(payload), proposal.indices.data(), proposal.sent.data());
+    Arrays arrays;
+    arrays.n = layout.n();
+    arrays.grad = data_of(gradient);
+    arrays.grad_type = scalar_of(gradient.dtype());
+    arrays.residual = state->residual();
+    arrays.velocity = state->velocity();
+    Options options;
+    options.threads = threads_for(context, plan_.numel());
+    options.mask_velocity = masking_;
+    dgc::commit(proposal, update, arrays, options);
+    if (layout.dense()) return plan_.numel();
+    return static_cast<int64_t>(k) - std::count(proposal.sent.begin(), proposal.sent.end(), 0.0f);
+  }
+
+  void deliver(OpKernelContext* context, const Layout& layout, const Tensor& received, Message message,
+               float scale, float* out) const {
+    const int64_t n = plan_.numel();
+    if (message == Message::payloads) {
+      std::fill(out, out + n, 0.0f);
+      dgc::decode_add(layout, bytes_of(received), static_cast<size_t>(workers_), out, scale,
+                      threads_for(context, static_cast<int64_t>(received.NumElements())));
+    } else if (message == Message::float16) {
+      const auto* values = static_cast<const Eigen::half*>(data_of(received));
+      for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(values[i]) * scale;
+    } else {
+      const auto* values = static_cast<const float*>(data_of(received));
+      for (int64_t i = 0; i < n; ++i) out[i] = values[i] * scale;
+    }
+  }
+
+  static void narrow(const Tensor& wide, Tensor* result) {
+    const auto from = wide.flat<float>();
+    if (result->dtype() == tensorflow::DT_HALF) {
+      result->flat<Eigen::half>() = from.cast<Eigen::half>();
+    } else {
+      result->flat<Eigen::bfloat16>() = from.cast<Eigen::bfloat16>();
+    }
+  }
+
+  void count(const Layout& layout, Message message, const Tensor& gradient, bool skipped, int64_t nonzero,
+             int64_t encode, int64_t decode, int64_t* counts) const {
+    int64_t step[kCounts] = {};
+    step[skipped ? kSkipped : kSteps] = 1;
+    step[kSent] = static_cast<int64_t>(
+        message == Message::payloads ? layout.nbytes() : layout.n() * bytes_per_element(message));
+    step[kControl] = static_cast<int64_t>(sizeof(float));
+    step[kDense] = static_cast<int64_t>(gradient.TotalBytes());
+    step[kNonzero] = nonzero;
+    step[kEncode] = encode;
+    step[kDecode] = decode;
+    for (int i = 0; i < kCounts; ++i) counts[i] += step[i];
+    if (!skipped) std::copy(step, step + kCounts, counts + kCounts);
+  }
+
+  Plan plan_;
+  std::vector<int> messages_;
+  int64_t workers_ = 0;
+  bool nesterov_ = false;
+  bool masking_ = false;
+  int states_ = 0;
+};
+REGISTER_KERNEL_BUILDER(Name("HorovodDgcFinish").Device(DEVICE_CPU), FinishOp);
+
+}  // namespace
+}  // namespace dgc

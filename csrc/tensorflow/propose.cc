@@ -1,0 +1,215 @@
+// Selecting and coding one variable's gradient as graph operations.
+#include "decode.h"
+#include "norms.h"
+#include "operations.h"
+#include "proposal.h"
+#include "tensorflow/core/framework/common_shape_fns.h"
+#include "tensorflow/core/framework/op.h"
+#include "tensorflow/core/framework/shape_inference.h"
+
+namespace dgc {
+namespace {
+
+using tensorflow::DEVICE_CPU;
+using tensorflow::shape_inference::InferenceContext;
+
+absl::Status unknown_length(InferenceContext* c) {
+  c->set_output(0, c->Vector(InferenceContext::kUnknownDim));
+  return absl::OkStatus();
+}
+
+// An address that tells one variable from another for as long as both live.
+int64_t identity_of(const Var* variable) {
+  return static_cast<int64_t>(reinterpret_cast<intptr_t>(variable));
+}
+
+REGISTER_OP("HorovodDgcIdentity")
+    .Input("variable: resource")
+    .Output("identity: int64")
+    .SetIsStateful()
+    .SetShapeFn(tensorflow::shape_inference::ScalarShape)
+    .Doc("A number that tells a variable from every other of this process.");
+
+class IdentityOp : public Operation {
+ public:
+  using Operation::Operation;
+
+ protected:
+  void run(OpKernelContext* context) override {
+    output(context, 0, {})->scalar<int64_t>()() = identity_of(variable_of(context, 0).get());
+  }
+};
+REGISTER_KERNEL_BUILDER(Name("HorovodDgcIdentity").Device(DEVICE_CPU), IdentityOp);
+
+REGISTER_OP("HorovodDgcSumSquares")
+    .Attr("T: {float, half, bfloat16}")
+    .Input("gradient: T")
+    .Output("sum: double")
+    .SetShapeFn(tensorflow::shape_inference::ScalarShape)
+    .Doc("Sum of squares of a gradient, accumulated in double precision.");
+
+class SumSquaresOp : public Operation {
+ public:
+  using Operation::Operation;
+
+ protected:
+  void run(OpKernelContext* context) override {
+    const Tensor& gradient = context->input(0);
+    const int64_t n = gradient.NumElements();
+    output(context, 0, {})->scalar<double>()() = sum_squares(data_of(gradient), scalar_of(gradient.dtype()),
+                                                             static_cast<size_t>(n), threads_for(context, n));
+  }
+};
+REGISTER_KERNEL_BUILDER(Name("HorovodDgcSumSquares").Device(DEVICE_CPU), SumSquaresOp);
+
+REGISTER_OP("HorovodDgcPropose")
+    .Attr("T: {float, half, bfloat16}")
+    .Attr("K: int >= 2")
+    .Attr("identity: int")
+    .Attr("label: string")
+    .Attr("numel: int")
+    .Attr("starts: list(int)")
+    .Attr("sent: list(int)")
+    .Attr("indices: int")
+    .Attr("values: int")
+    .Attr("nesterov: bool")
+    .Attr("sample_ratio: float")
+    .Input("gradient: T")
+    .Input("variable: resource")
+    .Input("state: K * resource")
+    .Input("unscale: double")
+    .Input("momentum: double")
+    .Input("rate: double")
+    .Output("payload: uint8")
+    .Output("stage: int64")
+    .Output("applied: double")
+    .SetIsStateful()
+    .SetShapeFn([](InferenceContext* c) {
+      c->set_output(1, c->Scalar());
+      c->set_output(2, c->Vector(kApplied));
+      return unknown_length(c);
+    })
+    .Doc(R"doc(
+Selects and codes what one variable sends in this step; changes no state.
+
+gradient: any shape, `numel` elements.
+variable: the variable that the gradient belongs to, checked against `identity`.
+state: residual float32 [numel], counts int64 [2, 8]; with momentum correction also velocity float32 [numel] and
+  rate float32 [], the learning rate in whose units the velocity stands.
+unscale, momentum, rate: factor of the gradient, momentum, and learning rate of this step.
+starts, sent: first step of each stage of the density schedule, and the coordinates sent in it.
+payload: of Layout(numel, sent[stage], indices, values).
+applied: what Finish needs to commit this proposal.
+)doc");
+
+class ProposeOp : public Operation {
+ public:
+  explicit ProposeOp(OpKernelConstruction* context) : Operation(context), plan_(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("identity", &identity_));
+    OP_REQUIRES_OK(context, context->GetAttr("label", &label_));
+    OP_REQUIRES_OK(context, context->GetAttr("starts", &starts_));
+    OP_REQUIRES_OK(context, context->GetAttr("nesterov", &nesterov_));
+    OP_REQUIRES_OK(context, context->GetAttr("sample_ratio", &sample_ratio_));
+    OP_REQUIRES_OK(context, context->GetAttr("K", &states_));
+  }
+
+ protected:
+  void run(OpKernelContext* context) override {
+    const int64_t began = now();
+    const Tensor& gradient = context->input(0);
+    const int64_t n = plan_.numel();
+    if (gradient.NumElements() != n)
+      throw std::invalid_argument("the gradient of " + label_ + " has " +
+                                  std::to_string(gradient.NumElements()) +
+                                  " elements; allowed: " + std::to_string(n));
+    if (identity_of(variable_of(context, 1).get()) != identity_)
+      throw std::invalid_argument(
+          "a gradient taken for that of " + label_ +
+          " belongs to a variable of another model: each model and each optimizer needs a "
+          "horovod_dgc.tensorflow.Compression of its own");
+    State state(context, 2, states_, n);
+
+    const double unscale = context->input(2 + states_).scalar<double>()();
+    const double rate = context->input(4 + states_).scalar<double>()();
+    double momentum = 0.0;
+    double velocity_scale = 1.0;
+    if (state.has_velocity()) {
+      momentum = context->input(3 + states_).scalar<double>()();
+      // The velocity stands in units of the gradient, and the optimizer multiplies what it is given by
+      // today's learning rate. Momentum that was gathered at another rate is worth what it was worth then.
+      if (*state.rate() > 0 && rate > 0) velocity_scale = static_cast<double>(*state.rate()) / rate;
+    }
+    const int64_t step = state.counts()[kSteps];
+    const auto stage = std::upper_bound(starts_.begin(), starts_.end(), step) - starts_.begin() - 1;
+    const Layout layout = plan_.layout(stage);
+    const Update update(unscale, 0.0, momentum, 0.0, nesterov_, velocity_scale);
+    Arrays arrays;
+    arrays.n = static_cast<size_t>(n);
+    arrays.grad = data_of(gradient);
+    arrays.grad_type = scalar_of(gradient.dtype());
+    arrays.residual = state.residual();
+    arrays.velocity = state.velocity();
+    Options options;
+    options.sample_ratio = sample_ratio_;
+    options.threads = threads_for(context, n);
+    const Proposal proposal = propose(layout, update, arrays, options);
+
+    Tensor* payload = output(context, 0, TensorShape({static_cast<int64_t>(proposal.payload.size())}));
+    std::copy(proposal.payload.begin(), proposal.payload.end(), static_cast<uint8_t*>(data_of(*payload)));
+    output(context, 1, {})->scalar<int64_t>()() = stage;
+    auto out = output(context, 2, TensorShape({kApplied}))->vec<double>();
+    const int64_t ended = now();
+    out(kUnscale) = unscale;
+    out(kMomentum) = momentum;
+    out(kVelocityScale) = velocity_scale;
+    out(kRate) = rate;
+    out(kEncodeNanoseconds) = static_cast<double>(ended - began);
+    out(kEnded) = static_cast<double>(ended);
+  }
+
+ private:
+  Plan plan_;
+  int64_t identity_ = 0;
+  std::string label_;
+  std::vector<int64_t> starts_;
+  bool nesterov_ = false;
+  float sample_ratio_ = 0;
+  int states_ = 0;
+};
+REGISTER_KERNEL_BUILDER(Name("HorovodDgcPropose").Device(DEVICE_CPU), ProposeOp);
+
+REGISTER_OP("HorovodDgcMasked")
+    .Attr("numel: int")
+    .Attr("sent: list(int)")
+    .Attr("indices: int")
+    .Attr("values: int")
+    .Input("payload: uint8")
+    .Input("stage: int64")
+    .Output("dense: float")
+    .SetShapeFn([](InferenceContext* c) {
+      int64_t numel = 0;
+      TF_RETURN_IF_ERROR(c->GetAttr("numel", &numel));
+      c->set_output(0, c->Vector(numel));
+      return absl::OkStatus();
+    })
+    .Doc("A payload as a dense vector with zeros where nothing is sent: its form for an allreduce.");
+
+class MaskedOp : public Operation {
+ public:
+  explicit MaskedOp(OpKernelConstruction* context) : Operation(context), plan_(context) {}
+
+ protected:
+  void run(OpKernelContext* context) override {
+    const Layout layout = plan_.layout(context->input(1).scalar<int64_t>()());
+    auto* dense = static_cast<float*>(data_of(*output(context, 0, TensorShape({plan_.numel()}))));
+    std::fill(dense, dense + plan_.numel(), 0.0f);
+    decode_add(layout, bytes_of(context->input(0)), 1, dense, 1.0f, threads_for(context, plan_.numel()));
+  }
+
+ private:
+  Plan plan_;
+};
+REGISTER_KERNEL_BUILDER(Name("HorovodDgcMasked").Device(DEVICE_CPU), MaskedOp);
+
+}  // namespace
+}  // namespace dgc

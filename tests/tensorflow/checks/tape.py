@@ -1,0 +1,281 @@
+"""Invariants 1 to 3 and 5 through ``DistributedGradientTape``, with ``tf.function`` and without."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import horovod.tensorflow as hvd
+import numpy as np
+import tensorflow as tf
+
+from checks.common import (
+    EXACT_VALUES,
+    Dense,
+    Fed,
+    Trainer,
+    assert_ranks_identical,
+    assert_same_trajectory,
+    batch,
+    keras,
+    same,
+    sgd,
+    state,
+    vector,
+)
+from horovod_dgc import DGC, Warmup, traffic, transport
+from horovod_dgc.tensorflow.takeover import KERAS_3
+
+EXACT = DGC(**EXACT_VALUES)
+VALUES = ("float32", "float16", "bfloat16", "int8", "int4")
+INDICES = ("elias-fano", "runlength16", "int32")
+
+
+def same_as_dense(build: Any, *, transports: tuple[str, ...] = ("gather", "allreduce"), **options: Any) -> None:
+    dense = Trainer(Dense(), None, build(), **options)
+    expected = dense.run()
+    for name in transports:
+        model = Dense()
+        ours = Trainer(model, EXACT, build(), settings={"transport": name}, **options).run()
+        assert_ranks_identical(model.variables, name)
+        assert_same_trajectory(ours, expected)
+
+
+def check_dense_momentum_and_nesterov() -> None:
+    same_as_dense(lambda: sgd())
+    same_as_dense(lambda: sgd(nesterov=True))
+
+
+def check_dense_without_momentum() -> None:
+    same_as_dense(lambda: sgd(momentum=0.0))
+
+
+def check_dense_in_eager_mode() -> None:
+    same_as_dense(lambda: sgd(nesterov=True), eager=True)
+
+
+def check_dense_weight_decay() -> None:
+    """It stays with the optimizer, which applies it to the weights outside momentum."""
+    same_as_dense(lambda: sgd(weight_decay=0.01))
+
+
+def check_dense_schedules_of_the_learning_rate() -> None:
+    """Momentum is worth what the rate was when it was gathered, through falls and rises of the rate."""
+    schedules = keras.optimizers.schedules
+    same_as_dense(lambda: sgd(learning_rate=schedules.ExponentialDecay(0.1, 2, 0.5)))
+    steps = schedules.PiecewiseConstantDecay([2, 5], [0.02, 0.2, 0.01])
+    same_as_dense(lambda: sgd(learning_rate=steps, nesterov=True))
+
+
+def check_dense_learning_rate_that_is_assigned() -> None:
+    trajectories = []
+    for method in (EXACT, None):
+        trainer = Trainer(Dense(), method, sgd(momentum=0.8))
+        trajectory = []
+        for part, rate in enumerate((0.02, 0.1, 0.005)):
+            trainer.optimizer.learning_rate = rate
+            trajectory += trainer.run(steps=3, first=3 * part)
+        trajectories.append(trajectory)
+    assert_same_trajectory(*trajectories)
+
+
+def check_dense_adam() -> None:
+    same_as_dense(lambda: keras.optimizers.Adam(0.01))
+
+
+def check_dense_sum_predivide_and_groups() -> None:
+    same_as_dense(lambda: sgd(learning_rate=0.01), op=hvd.Sum)
+    same_as_dense(lambda: sgd(), gradient_predivide_factor=2.0)
+    same_as_dense(lambda: sgd(), groups=2)
+
+
+def check_dense_explicit_groups() -> None:
+    trajectories = []
+    for method in (EXACT, None):
+        model = Dense()
+        groups = [[model.kernel, model.bias], [model.second]]
+        trajectories.append(Trainer(model, method, sgd(), groups=groups).run())
+    assert_same_trajectory(*trajectories)
+
+
+def check_dense_float64() -> None:
+    trajectories = [Trainer(Dense(dtype=tf.float64), method, sgd()).run() for method in (EXACT, None)]
+    assert_same_trajectory(*trajectories)
+
+
+def check_half_precision_models() -> None:
+    """Ranks stay identical and the loss falls; float32 state means that small gradients still arrive."""
+    for dtype, name in itertools.product((tf.float16, tf.bfloat16), ("gather", "allreduce")):
+        model = Dense(dtype=dtype)
+        trainer = Trainer(model, DGC(density=0.1), sgd(), settings={"transport": name})
+        before = float(model.loss(batch(0, rank=0)))
+        trainer.run(steps=25, inputs=lambda _: batch(0, rank=0))
+        assert_ranks_identical(model.variables, f"{dtype} {name}")
+        after = float(model.loss(batch(0, rank=0)))
+        assert after < 0.5 * before, f"{dtype} {name}: loss {before} -> {after}"
+
+
+def conserve(method: DGC, name: str, exact: bool, steps: int = 20) -> None:
+    """sent + residual = accumulated, per coordinate, summed over ranks and steps."""
+    model = Fed()
+    trainer = Trainer(model, method, sgd(learning_rate=1.0, momentum=0.0), settings={"transport": name}, op=hvd.Sum)
+    trainer.run(steps=steps)
+    for position, (variable, tensor) in enumerate(zip(model.variables, trainer.compression.tensors)):
+        waiting = hvd.allreduce(tensor.residual.read_value(), op=hvd.Sum).numpy()
+        fed = sum(model.feed(s, r)[position] for s in range(steps) for r in range(hvd.size()))
+        lost = np.abs(-variable.numpy().ravel() + waiting - fed.ravel()).max()
+        allowed = 0.0 if exact else 1e-6 * 99 * steps * hvd.size()
+        assert lost <= allowed, f"{method} {name} {tensor.label}: {lost} lost"
+    assert_ranks_identical(model.variables, f"{method} {name}")
+
+
+def check_nothing_is_lost_exactly() -> None:
+    for indices, name in itertools.product(INDICES, ("gather", "allreduce")):
+        conserve(DGC(density=0.02, values="float32", indices=indices), name, exact=True)
+
+
+def check_nothing_is_lost_with_rounded_values() -> None:
+    for values, name in itertools.product(VALUES[1:], ("gather", "allreduce")):
+        conserve(DGC(density=0.02, values=values), name, exact=False)
+
+
+def check_nothing_is_lost_in_warmup() -> None:
+    conserve(DGC(density=0.01, values="float32", warmup=Warmup(steps=12)), "auto", exact=True)
+
+
+def check_transport_follows_the_cost_in_each_stage() -> None:
+    """From a dense allreduce to gathered payloads as the density falls, within one graph."""
+    warmup = Warmup(steps=4, densities=(0.95, 0.9))
+    method = DGC(density=0.05, values="float32", warmup=warmup)
+    model = Fed()
+    ways = {transport.choose(method.plan((40, 50), step), hvd.size()) for step in (0, 9)}
+    assert len(ways) == 2, ways
+    trainer = Trainer(model, method, sgd(momentum=0.0))
+    for step in range(7):
+        trainer.run(steps=1, first=step)
+        expected = 0
+        for variable in model.variables:
+            plan = method.plan(variable.shape, step)
+            expected += transport.message_nbytes(plan, transport.choose(plan, hvd.size()))
+        assert trainer.compression.stats().last.sent == expected, f"step {step}"
+    assert trainer.traced == 1
+    conserve(method, "auto", exact=True)
+
+
+def check_ranks_identical_for_every_coding_and_transport() -> None:
+    for values, indices, name in itertools.product(VALUES, INDICES[:2], ("gather", "allreduce")):
+        model = Dense()
+        method = DGC(density=0.05, values=values, indices=indices)
+        Trainer(model, method, sgd(nesterov=True), settings={"transport": name}).run(steps=4)
+        assert_ranks_identical(model.variables, f"{values} {indices} {name}")
+
+
+def check_a_skipped_step_changes_nothing() -> None:
+    for method, name in (
+        (DGC(density=0.05), "gather"),
+        (DGC(density=0.05), "allreduce"),
+        (DGC(density=0.05, values="int4", exempt_values="float16"), "auto"),
+        (DGC(density=0.05, values="int8", clip_norm=1.0), "gather"),
+        (DGC(density=0.05, clip_norm=1.0, clip_scope="tensor"), "allreduce"),
+    ):
+        undisturbed = _poisoned_run(None, method, name, 0.0)
+        for where, value in (("weight", np.nan), ("weight", -np.inf), ("bias", np.inf)):
+            disturbed = _poisoned_run(where, method, name, value)
+            # The order of an allreduce's sums depends on what Horovod happens to fuse.
+            tolerance = 0.0 if name == "gather" else 1e-4
+            assert np.abs(disturbed - undisturbed).max() <= tolerance, f"{method} {name} {where}"
+
+
+def _poisoned_run(where: str | None, method: DGC, name: str, value: float) -> np.ndarray:
+    """Train 6 steps; before the fourth, one step's gradient of ``where`` is poisoned on the last rank."""
+    model = Fed()
+    trainer = Trainer(model, method, sgd(learning_rate=1 / 64), settings={"transport": name})
+    trainer.run(steps=3)
+    if where is not None:
+        before = state(trainer.compression)
+        gradients = dict(zip(("weight", "bias"), model.feed(99, hvd.rank())))
+        if hvd.rank() == hvd.size() - 1:
+            gradients[where].reshape(-1)[1] = value
+        seen = dict(zip(gradients, trainer.gradients([tf.constant(g) for g in gradients.values()])))
+        for label, gradient in seen.items():
+            if label == where:
+                assert np.isnan(gradient.numpy()).any(), f"{where} = {value}: not seen on this rank"
+            else:
+                assert not gradient.numpy().any(), f"{where} = {value}: {label} has a gradient in a skipped step"
+        assert same(before, state(trainer.compression)), f"{where} = {value}: the skipped step changed state"
+        stats = trainer.compression.stats()
+        assert stats.total.skipped == 1 and stats.total.steps == 3
+    trainer.run(steps=3, first=3)
+    residuals = [value for key, value in state(trainer.compression).items() if key.endswith("residual")]
+    return np.concatenate([vector(model.variables), *residuals])
+
+
+def check_clipping_follows_the_formula() -> None:
+    """Each worker's gradient g becomes g * min(1, C / (sqrt(N) |g|)) before it is averaged."""
+    for scope in ("global", "tensor"):
+        clip = 0.2
+        model = Dense()
+        method = DGC(**EXACT_VALUES, clip_norm=clip, clip_scope=scope)
+        start = [v.numpy() for v in model.variables]
+        with tf.GradientTape() as tape:
+            loss = model.loss(batch(0))
+        local = [g.numpy() for g in tape.gradient(loss, model.variables)]
+        Trainer(model, method, sgd(learning_rate=1.0, momentum=0.0)).run(steps=1)
+        limit = clip / np.sqrt(hvd.size())
+        whole = np.sqrt(sum(np.square(g.astype(np.float64)).sum() for g in local))
+        assert whole > limit, "nothing was clipped: nothing is shown"
+        for before, variable, gradient in zip(start, model.variables, local):
+            norm = whole if scope == "global" else np.linalg.norm(gradient)
+            clipped = gradient * min(1.0, limit / norm)
+            expected = before - hvd.allreduce(tf.constant(clipped, tf.float32)).numpy()
+            np.testing.assert_allclose(variable.numpy(), expected, atol=1e-6)
+
+
+def check_loss_scale_of_a_tape() -> None:
+    """The scale changes, steps overflow on one rank; residuals are in unscaled units."""
+    if not KERAS_3:
+        return
+    ends = []
+    for overflows in ((), (0, 3, 4)):
+        model = Dense()
+        scaled = keras.optimizers.LossScaleOptimizer(sgd(), initial_scale=2.0**12, dynamic_growth_steps=3)
+        scaled.build(model.variables)
+        trainer = Trainer(model, DGC(density=0.05), scaled, settings={"transport": "gather"})
+        done = attempt = 0
+        while done < 8:
+            images, labels = batch(done)
+            bad = attempt in overflows and hvd.rank() == 0
+            before = state(trainer.compression)
+            trainer.step((images * np.inf if bad else images, labels))
+            skipped = attempt in overflows
+            assert not skipped or same(before, state(trainer.compression))
+            done += not skipped
+            attempt += 1
+        stats = trainer.compression.stats()
+        assert stats.total.skipped == len(overflows) and stats.total.steps == 8
+        assert_ranks_identical(model.variables, "LossScaleOptimizer")
+        ends.append((vector(model.variables), float(scaled.dynamic_scale.value)))
+    assert ends[0][1] != ends[1][1], "the scale was the same: nothing is shown"
+    assert np.array_equal(ends[0][0], ends[1][0])
+
+
+def check_stats_agree_with_traffic_and_with_what_was_sent() -> None:
+    method = DGC(density=0.05, warmup=Warmup(steps=4))
+    model = Dense()
+    trainer = Trainer(model, method, sgd(), settings={"transport": "gather"})
+    assert "no exchange" in str(trainer.compression.stats())
+    trainer.run(steps=6)
+    stats = trainer.compression.stats()
+    shapes = {v.name: tuple(v.shape) for v in model.variables}
+    assert set(stats.tensors) == set(shapes)
+    expected = sum(traffic(shapes, method, step).total for step in range(6))
+    assert stats.total.sent == expected == sum(t.sent for t in stats.tensors.values())
+    assert stats.last.sent == traffic(shapes, method).total
+    assert stats.total.dense == 6 * traffic(shapes, method).dense
+    assert stats.total.control == 6 * 4 * len(shapes)
+    assert stats.total.steps == 6 and stats.last.steps == 1
+    for seconds in (stats.total.encode, stats.total.wait, stats.total.decode):
+        assert 0 < seconds < 60
+    norms = [float(np.linalg.norm(tensor.residual.numpy())) for tensor in trainer.compression.tensors]
+    assert abs(stats.total.residual_norm - np.hypot.reduce(norms)) < 1e-5 * stats.total.residual_norm
+    assert all(0 < t.density <= 0.25 for name, t in stats.tensors.items() if len(shapes[name]) > 1)
