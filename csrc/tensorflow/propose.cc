@@ -137,7 +137,8 @@ class ProposeOp : public Operation {
       momentum = context->input(3 + states_).scalar<double>()();
       // The velocity stands in units of the gradient, and the optimizer multiplies what it is given by
       // today's learning rate. Momentum that was gathered at another rate is worth what it was worth then.
-      if (*state.rate() > 0 && rate > 0) velocity_scale = static_cast<double>(*state.rate()) / rate;
+      const auto today = static_cast<float>(rate);  // the precision in which the state keeps it
+      if (*state.rate() > 0 && today > 0) velocity_scale = static_cast<double>(*state.rate()) / today;
     }
     const int64_t step = state.counts()[kSteps];
     const auto stage = std::upper_bound(starts_.begin(), starts_.end(), step) - starts_.begin() - 1;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -64,9 +64,17 @@ def find(tensor: tf.Tensor) -> Call:
         variables = next((f["vars"] for f in frames[depth:] if _as_many(f.get("vars"), gradients)), None)
         if variables is None or options is None:
             break
-        holders = [f["self"] for f in frames if "self" in f]
-        return Call(gradients, list(variables), position, options["op"], options["process_set"], holders)
+        return Call(gradients, list(variables), position, options["op"], options["process_set"], _holders(frames))
     raise ValueError(MISUSE)
+
+
+def holders() -> list[Any]:
+    """Objects whose methods are on the way to the caller's caller, from the inside out."""
+    return _holders(_frames(sys._getframe(2)))
+
+
+def _holders(frames: Iterable[dict[str, Any]]) -> list[Any]:
+    return [names["self"] for names in frames if "self" in names]
 
 
 def _frames(frame: FrameType | None) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,14 @@ import horovod.tensorflow as hvd
 import tensorflow as tf
 
 from horovod_dgc import _checks
+from horovod_dgc.tensorflow import callers
 from horovod_dgc.tensorflow.takeover import KERAS_3, innermost, raw
+
+ORDER = (
+    "a LossScaleOptimizer must not be wrapped around a DistributedOptimizer: an overflow on one worker would leave the "
+    "others waiting. Write DistributedOptimizer(LossScaleOptimizer(optimizer), ...); with a mixed_float16 policy, give "
+    "that to compile()"
+)
 
 
 def DistributedOptimizer(
@@ -80,7 +87,7 @@ def _check(optimizer: Any, options: dict[str, Any]) -> None:
     if hasattr(optimizer, "_horovod_dgc_reducer"):
         raise ValueError("optimizer is distributed already")
     if hasattr(innermost(optimizer), "_horovod_dgc_reducer"):
-        raise ValueError(_ORDER)
+        raise ValueError(ORDER)
     if getattr(innermost(optimizer), "gradient_accumulation_steps", None):
         raise ValueError(
             "optimizer must not have gradient_accumulation_steps, which would exchange gradients in every pass: use "
@@ -94,13 +101,6 @@ def _check(optimizer: Any, options: dict[str, Any]) -> None:
     groups = options["groups"]
     if groups is not None and not isinstance(groups, (list, tuple)):
         _checks.whole_number("groups", groups, 1)
-
-
-_ORDER = (
-    "a LossScaleOptimizer must not be wrapped around a DistributedOptimizer: an overflow on one worker would leave the "
-    "others waiting. Write DistributedOptimizer(LossScaleOptimizer(optimizer), ...); with a mixed_float16 policy, give "
-    "that to compile()"
-)
 
 
 class _Reducer:
@@ -185,6 +185,8 @@ class _Distributed:
         self._horovod_dgc_reducer.local.add(id(raw(var)))
 
     def apply(self: Any, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
+        if any(getattr(caller, "inner_optimizer", None) is self for caller in callers.holders()):
+            raise ValueError(ORDER)
         reducer = self._horovod_dgc_reducer
         base = reducer.base
         gradients = list(grads)

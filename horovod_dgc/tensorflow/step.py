@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import horovod.tensorflow as hvd
+import numpy as np
 import tensorflow as tf
 
 from horovod_dgc import transport
@@ -16,9 +17,8 @@ from horovod_dgc.tensorflow.takeover import Hyperparameters
 from horovod_dgc.tensorflow.tensors import Tensor
 from horovod_dgc.transport import Transport
 
-# How `received` is to be read, as csrc/tensorflow numbers it.
-PAYLOADS = 0
-SUMS = {"float32": 1, "float16": 2}
+# What travels and comes back, as csrc/tensorflow numbers it.
+PAYLOADS, SUM_OF_FLOAT32, SUM_OF_FLOAT16 = range(3)
 
 
 class Exchange:
@@ -31,7 +31,7 @@ class Exchange:
         # The core reads no float64; what is sent of it has float32 precision at best.
         self._values = tf.cast(gradient, tf.float32) if gradient.dtype == tf.float64 else gradient
         self._plans = [step.method.plan(tensor.variable.shape, start) for start in step.starts]
-        self._transports = [step.transport or transport.choose(plan, step.call.workers) for plan in self._plans]
+        self._messages = [_message(plan, step.transport, step.call.workers) for plan in self._plans]
         first = self._plans[0]
         self._coding = {
             "numel": tensor.numel,
@@ -39,10 +39,7 @@ class Exchange:
             "indices": first.layout.indices.value,
             "values": first.layout.values.value,
         }
-        self._reading = {
-            "messages": [_message(plan, way) for plan, way in zip(self._plans, self._transports)],
-            "workers": step.call.workers,
-        }
+        self._reading = {"messages": self._messages, "workers": step.call.workers}
 
     def sum_squares(self) -> tf.Tensor:
         """Squared norm of the gradient as it came, a float64 scalar."""
@@ -97,27 +94,30 @@ class Exchange:
         return tf.cast(result, self._gradient.dtype)
 
     def _send(self) -> tf.Tensor:
-        ways = set(self._transports)
-        if len(ways) == 1:
-            return self._gather() if ways == {"gather"} else self._reduce()
-        gathers = tf.constant([way == "gather" for way in self._transports])
-        return tf.cond(tf.gather(gathers, self._stage), self._gather, self._reduce)
+        """Exchange the payload in the way of the current stage; returns what came back, as bytes."""
+        senders = {PAYLOADS: self._gather, SUM_OF_FLOAT32: self._sum_masked, SUM_OF_FLOAT16: self._sum_payloads}
+        used = sorted(set(self._messages))
+        if len(used) == 1:
+            return senders[used[0]]()
+        branch = tf.gather([used.index(message) for message in self._messages], self._stage)
+        return tf.switch_case(branch, [senders[message] for message in used])
 
     def _gather(self) -> tf.Tensor:
         return hvd.allgather(
             self.payload, name=self._name("gather"), ignore_name_scope=True, process_set=self._step.call.process_set
         )
 
-    def _reduce(self) -> tf.Tensor:
-        summable = self._plans[0].summable if len(self._plans) == 1 else None
-        if summable is not None:
-            message = tf.bitcast(tf.reshape(self.payload, [-1, summable.itemsize]), tf.as_dtype(summable))
-        else:
-            message = library.horovod_dgc_masked(self.payload, self._stage, **self._coding)
+    def _sum_masked(self) -> tf.Tensor:
+        return self._sum(library.horovod_dgc_masked(self.payload, self._stage, **self._coding))
+
+    def _sum_payloads(self) -> tf.Tensor:
+        return self._sum(tf.bitcast(tf.reshape(self.payload, [-1, 2]), tf.float16))
+
+    def _sum(self, message: tf.Tensor) -> tf.Tensor:
         total = hvd.allreduce(
             message,
             op=hvd.Sum,
-            name=self._name("reduce"),
+            name=self._name("sum"),
             ignore_name_scope=True,
             process_set=self._step.call.process_set,
         )
@@ -127,10 +127,10 @@ class Exchange:
         return f"horovod_dgc_{way}_{self._step.ordinal}_{self._tensor.position}"
 
 
-def _message(plan: Plan, way: Transport) -> int:
-    if way == "gather":
+def _message(plan: Plan, way: Transport | None, workers: int) -> int:
+    if (way or transport.choose(plan, workers)) == "gather":
         return PAYLOADS
-    return SUMS[plan.summable.name if plan.summable is not None else "float32"]
+    return SUM_OF_FLOAT16 if plan.summable == np.float16 else SUM_OF_FLOAT32
 
 
 class Step:

@@ -57,7 +57,7 @@ class Takeover:
             if not tensor.corrected:
                 continue
             self._variables.update(id(known) for known in named[tensor.position])
-            buffer = self._buffer(tensor.variable)
+            buffer = _momentum_buffer(self.optimizer, tensor.variable)
             if buffer is not None:
                 tensor.take_momentum(buffer, float(tf.convert_to_tensor(_rate(self.optimizer))))
 
@@ -88,13 +88,6 @@ class Takeover:
             yield
         finally:
             setattr(optimizer, attribute, value)
-
-    def _buffer(self, variable: tf.Variable) -> tf.Variable | None:
-        """The momentum that an optimizer in use has gathered for a variable."""
-        for buffer, owner in zip(getattr(self.optimizer, "momentums", ()), _variables_of(self.optimizer)):
-            if raw(owner) is variable:
-                return raw(buffer)
-        return None
 
     def _refuse_v1_momentum(self, wanted: bool) -> None:
         if wanted and isinstance(self.optimizer, tf.compat.v1.train.MomentumOptimizer):
@@ -196,8 +189,18 @@ def _scalar(value: Any) -> tf.Tensor:
     return tf.cast(tf.cast(tf.convert_to_tensor(value), tf.float32), tf.float64)
 
 
-def _variables_of(optimizer: Any) -> list[Any]:
-    return list(getattr(optimizer, "_trainable_variables", ()))
+def _momentum_buffer(optimizer: Any, variable: tf.Variable) -> tf.Variable | None:
+    """The momentum that an optimizer in use has gathered for a variable."""
+    if _is_legacy(optimizer):
+        gathered = optimizer._slots.get(variable._unique_id, {})
+        buffer: tf.Variable | None = gathered.get("momentum")
+        return buffer
+    buffers = getattr(optimizer, "momentums", ())
+    if not KERAS_3:
+        position = getattr(optimizer, "_index_dict", {}).get(variable._unique_id)
+        return None if position is None else buffers[position]
+    pairs = zip(optimizer._trainable_variables if buffers else (), buffers)
+    return next((raw(buffer) for known, buffer in pairs if raw(known) is variable), None)
 
 
 def _derive(optimizer: Any, takeover: Takeover) -> None:

@@ -35,7 +35,13 @@ def grid(folder: Path, modules: Iterable[str], launches: Iterable[tuple[str, int
 
 @functools.cache
 def outcome(
-    folder: Path, launcher: str, ranks: int, module: str, environment: tuple[tuple[str, str], ...] = ()
+    folder: Path,
+    launcher: str,
+    ranks: int,
+    module: str,
+    *,
+    environment: tuple[tuple[str, str], ...] = (),
+    timeout: float = TIMEOUT_SECONDS,
 ) -> dict[str, str]:
     """For each check of the module, what went wrong on the ranks, or "". Runs the job at most once."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -44,7 +50,7 @@ def outcome(
         # For the checks and for what they share, wherever the job's processes are started.
         paths = os.pathsep.join([str(folder), str(Path(__file__).parent)])
         extra = {"PYTHONPATH": paths, **dict(environment)}
-        finished = run(launcher, ranks, command, timeout=TIMEOUT_SECONDS, extra=extra)
+        finished = run(launcher, ranks, command, timeout=timeout, extra=extra)
         if finished.returncode != 0 or not result.exists():
             why = "hung" if finished.returncode is None else f"ended with {finished.returncode}"
             pytest.fail(f"{launcher} -np {ranks} {module} {why}:\n{finished.output[-6000:]}")

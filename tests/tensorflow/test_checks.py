@@ -1,0 +1,31 @@
+"""Each function of ``checks/`` on real processes, under horovodrun with Gloo and under mpirun, for each Keras."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+
+import pytest
+from outcomes import grid, outcome
+
+HERE = Path(__file__).parent
+TIMEOUT_SECONDS = 480
+MODULES = ("dense", "fitting", "invariants", "models", "refusals")
+LAUNCHES = (("mpirun", 2), ("horovodrun", 3))
+LEGACY = (("TF_USE_LEGACY_KERAS", "1"),)
+
+CASES = [((), *case) for case in grid(HERE, MODULES, LAUNCHES)]
+if importlib.metadata.version("keras").startswith("3"):
+    # TensorFlow with tf_keras: what depends on Keras, Horovod's own optimizer included.
+    CASES += [(LEGACY, *case) for case in grid(HERE, ("dense", "fitting"), (("horovodrun", 2), ("mpirun", 3)))]
+
+
+@pytest.mark.parametrize(
+    ("environment", "launcher", "ranks", "module", "check"),
+    CASES,
+    ids=["-".join([*(["tf_keras"] if case[0] else []), *map(str, case[1:])]) for case in CASES],
+)
+@pytest.mark.timeout(TIMEOUT_SECONDS + 60)
+def test_check(environment: tuple[tuple[str, str], ...], launcher: str, ranks: int, module: str, check: str) -> None:
+    result = outcome(HERE, launcher, ranks, module, environment=environment, timeout=TIMEOUT_SECONDS)
+    assert not result[check], result[check]

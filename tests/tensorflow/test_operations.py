@@ -1,0 +1,198 @@
+"""The compiled operations one by one, in one process, against the core and the formulas."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from horovod_dgc import _core
+from horovod_dgc.coding import Coding
+from horovod_dgc.tensorflow.operations import library
+
+NUMEL, SENT = 3000, 40
+PAYLOADS = 0
+
+
+class Variable:
+    """One variable with its state, and the operations bound to it."""
+
+    def __init__(self, layout: _core.Layout, corrected: bool = True, starts: tuple[int, ...] = (0,)) -> None:
+        self.layout = layout
+        self.model = tf.Variable(tf.zeros(layout.n))
+        self.residual = tf.Variable(tf.zeros(layout.n))
+        self.counts = tf.Variable(tf.zeros((2, 8), tf.int64))
+        self.velocity = tf.Variable(tf.zeros(layout.n))
+        self.rate = tf.Variable(0.0)
+        own = [self.residual, self.counts, *([self.velocity, self.rate] if corrected else [])]
+        self.state = [variable.handle for variable in own]
+        self.coding = {
+            "numel": layout.n,
+            "sent": [layout.k] * len(starts),
+            "indices": layout.indices.value,
+            "values": layout.values.value,
+        }
+        self.starts = list(starts)
+
+    def propose(self, gradient: Any, *, momentum: float = 0.9, rate: float = 0.1, nesterov: bool = False) -> Any:
+        return library.horovod_dgc_propose(
+            gradient,
+            self.model.handle,
+            self.state,
+            tf.constant(0.5, tf.float64),
+            tf.constant(momentum, tf.float64),
+            tf.constant(rate, tf.float64),
+            identity=int(library.horovod_dgc_identity(self.model.handle)),
+            label="w",
+            starts=self.starts,
+            nesterov=nesterov,
+            sample_ratio=0.01,
+            **self.coding,
+        )
+
+    def finish(self, gradient: Any, proposed: Any, received: Any, **options: Any) -> Any:
+        values = {"skipped": False, "poisoned": False, "workers": 1, "masking": True, "nesterov": False, **options}
+        return library.horovod_dgc_finish(
+            gradient,
+            received,
+            *proposed,
+            tf.constant(values.pop("poisoned")),
+            tf.constant(values.pop("skipped")),
+            tf.constant([1.0]),
+            tf.constant(1.0, tf.float64),
+            self.state,
+            messages=[values.pop("message", PAYLOADS)],
+            **values,
+            **self.coding,
+        )
+
+
+def gradient(seed: int = 0, dtype: Any = tf.float32) -> Any:
+    return tf.cast(tf.random.stateless_normal((NUMEL,), (seed, 5)), dtype)
+
+
+def as_core(values: Any) -> np.ndarray:
+    return tf.bitcast(values, tf.uint16).numpy() if values.dtype == tf.bfloat16 else values.numpy()
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.float16, tf.bfloat16])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_steps_equal_the_cores_bit_for_bit(dtype: Any, nesterov: bool) -> None:
+    for values, indices in itertools.product(("float32", "float16", "int8", "int4"), ("elias-fano", "runlength16")):
+        layout = Coding(values, indices).layout(NUMEL, SENT)
+        ours = Variable(layout)
+        residual, velocity = np.zeros(NUMEL, np.float32), np.zeros(NUMEL, np.float32)
+        for step in range(4):
+            g = gradient(step, dtype)
+            update = _core.Update(unscale=0.5, momentum=0.9, nesterov=nesterov)
+            expected = _core.propose(layout, update, as_core(g), residual, velocity)
+            proposed = ours.propose(g, nesterov=nesterov)
+            assert proposed[0].numpy().tobytes() == expected.payload.tobytes()
+            assert np.array_equal(ours.residual.numpy(), residual), "a proposal changed the state"
+            expected.commit(update, as_core(g), residual, velocity)
+            result = ours.finish(g, proposed, proposed[0], nesterov=nesterov)
+            decoded = np.zeros(NUMEL, np.float32)
+            layout.decode_add(expected.payload, decoded)
+            assert np.array_equal(result.numpy(), tf.cast(decoded, dtype).numpy())
+            assert ours.residual.numpy().tobytes() == residual.tobytes()
+            assert ours.velocity.numpy().tobytes() == velocity.tobytes()
+
+
+def test_velocity_follows_the_learning_rate() -> None:
+    """u' = momentum * (rate before / rate now) * u + g, as the step that the optimizer will multiply by the rate."""
+    layout = Coding("float32").layout(NUMEL, SENT)
+    ours = Variable(layout)
+    u = np.zeros(NUMEL)
+    before = None
+    for step, rate in enumerate((0.1, 0.1, 0.02, 0.0, 0.3)):
+        g = gradient(step)
+        proposed = ours.propose(g, rate=rate)
+        result = ours.finish(g, proposed, proposed[0], masking=False).numpy()
+        assert np.count_nonzero(result) == SENT
+        ratio = before / rate if before and rate else 1.0
+        u = 0.9 * ratio * u + 0.5 * g.numpy()
+        np.testing.assert_allclose(ours.velocity.numpy(), u, rtol=1e-4, atol=1e-5)
+        before = rate or before
+
+
+def test_a_skipped_step_writes_nothing_but_its_count() -> None:
+    layout = Coding().layout(NUMEL, SENT)
+    ours = Variable(layout)
+    first = ours.propose(gradient(0))
+    ours.finish(gradient(0), first, first[0])
+    before = ours.residual.numpy(), ours.velocity.numpy()
+    bad = tf.tensor_scatter_nd_update(gradient(1), [[7]], [np.nan])
+    proposed = ours.propose(bad)
+    assert proposed[0].numpy().tobytes() == layout.poison().tobytes()
+    reading = {"messages": [PAYLOADS], "workers": 2, **ours.coding}
+    good = ours.propose(gradient(1))[0]
+    for received, expected in ((tf.concat([good, proposed[0]], 0), True), (tf.concat([good, good], 0), False)):
+        assert bool(library.horovod_dgc_poisoned(received, proposed[1], **reading)) is expected
+    for poisoned in (True, False):
+        result = ours.finish(bad, proposed, proposed[0], skipped=True, poisoned=poisoned).numpy()
+        assert np.isnan(result).all() if poisoned else not result.any()
+    assert np.array_equal(before[0], ours.residual.numpy()) and np.array_equal(before[1], ours.velocity.numpy())
+    assert ours.counts.numpy()[0, :2].tolist() == [1, 2]
+
+
+def test_masked_is_the_dense_form_of_the_payload() -> None:
+    layout = Coding("float16").layout(NUMEL, SENT)
+    ours = Variable(layout)
+    payload, stage, _ = ours.propose(gradient())
+    dense = library.horovod_dgc_masked(payload, stage, **ours.coding).numpy()
+    expected = np.zeros(NUMEL, np.float32)
+    layout.decode_add(payload.numpy(), expected)
+    assert np.array_equal(dense, expected) and np.count_nonzero(dense) == SENT
+
+
+def test_stage_follows_the_steps_committed() -> None:
+    ours = Variable(Coding().layout(NUMEL, SENT), starts=(0, 2, 3))
+    stages = []
+    for step in range(5):
+        ours.counts[0, 0].assign(step)
+        stages.append(int(ours.propose(gradient())[1]))
+    assert stages == [0, 0, 1, 2, 2]
+
+
+def test_sum_of_squares() -> None:
+    for dtype in (tf.float32, tf.float16, tf.bfloat16):
+        g = gradient(3, dtype)
+        expected = np.square(tf.cast(g, tf.float64).numpy()).sum()
+        np.testing.assert_allclose(float(library.horovod_dgc_sum_squares(g)), expected, rtol=1e-12)
+
+
+def test_errors_say_what_is_wrong() -> None:
+    ours = Variable(Coding().layout(NUMEL, SENT))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"gradient of w has 10 elements; allowed: 3000"):
+        ours.propose(tf.zeros(10))
+    proposed = ours.propose(gradient())
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"payloads of 2 ranks must have .* got"):
+        ours.finish(gradient(), proposed, proposed[0], workers=2)
+    damaged = tf.concat([proposed[0][:-40], tf.fill([40], tf.constant(255, tf.uint8))], 0)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"payloads\[0\]"):
+        ours.finish(gradient(), proposed, damaged)
+    ours.residual = tf.Variable(tf.zeros(7))
+    ours.state[0] = ours.residual.handle
+    with pytest.raises(tf.errors.InvalidArgumentError, match="state 0 of a variable of 3000 elements has 7"):
+        ours.propose(gradient())
+    other = Variable(Coding().layout(NUMEL, SENT))
+    other.model, known = tf.Variable(tf.zeros(NUMEL)), other.model
+    assert int(library.horovod_dgc_identity(known.handle)) != int(library.horovod_dgc_identity(other.model.handle))
+
+
+def test_large_tensors_use_several_threads_with_the_same_result() -> None:
+    numel = (1 << 20) + 77
+    layout = Coding("int8").layout(numel, 1000)
+    ours = Variable(layout)
+    g = tf.random.stateless_normal((numel,), (1, 1))
+    residual, velocity = np.zeros(numel, np.float32), np.zeros(numel, np.float32)
+    update = _core.Update(unscale=0.5, momentum=0.9)
+    expected = _core.propose(layout, update, g.numpy(), residual, velocity)
+    proposed = ours.propose(g)
+    assert proposed[0].numpy().tobytes() == expected.payload.tobytes()
+    ours.finish(g, proposed, proposed[0])
+    expected.commit(update, g.numpy(), residual, velocity)
+    assert ours.residual.numpy().tobytes() == residual.tobytes()

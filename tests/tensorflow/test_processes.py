@@ -1,0 +1,44 @@
+"""What needs a job of its own: one worker, a rank that does not take part, and the other framework."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from launch import LAUNCHERS, run
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_one_worker_is_plain_sgd(launcher: str) -> None:
+    finished = run(launcher, 1, [str(HERE / "one_worker.py")], timeout=120)
+    assert finished.returncode == 0, finished.output
+    assert "one worker is plain SGD" in finished.output
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_rank_without_compression_is_an_error_and_no_hang(launcher: str) -> None:
+    finished = run(launcher, 3, [str(HERE / "rank_without_compression.py")], timeout=120)
+    assert finished.returncode, f"returncode {finished.returncode}:\n{finished.output}"
+    assert "no answer from every rank" in finished.output
+    assert "agreement_timeout=3" in finished.output
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_both_frameworks_hold_the_same_state_and_send_the_same_bytes(ranks: int, tmp_path: Path) -> None:
+    """Residuals and velocities after every step, and the bytes counted, are equal to the bit."""
+    for framework in ("torch", "tensorflow"):
+        command = [str(HERE / "same_gradients.py"), framework, str(tmp_path)]
+        finished = run("mpirun", ranks, command, timeout=120)
+        assert finished.returncode == 0, finished.output
+    for rank in range(ranks):
+        torch, tensorflow = (
+            dict(np.load(tmp_path / f"{framework}-{rank}.npz")) for framework in ("torch", "tensorflow")
+        )
+        assert torch.keys() == tensorflow.keys()
+        differ = [name for name in torch if torch[name].tobytes() != tensorflow[name].tobytes()]
+        assert not differ, f"rank {rank}: {differ}"
+        residuals = [value for name, value in torch.items() if "residual" in name]
+        assert len(residuals) > 10 and any(value.any() for value in residuals)
