@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -31,7 +32,7 @@ class Exchange:
         # The core reads no float64; what is sent of it has float32 precision at best.
         self._values = tf.cast(gradient, tf.float32) if gradient.dtype == tf.float64 else gradient
         self._plans = [step.method.plan(tensor.variable.shape, start) for start in step.starts]
-        self._transports = [step.transport or transport.choose(plan, step.call.workers) for plan in self._plans]
+        transports = [step.transport or transport.choose(plan, step.call.workers) for plan in self._plans]
         first = self._plans[0]
         self._coding = {
             "numel": tensor.numel,
@@ -39,10 +40,8 @@ class Exchange:
             "indices": first.layout.indices.value,
             "values": first.layout.values.value,
         }
-        self._reading = {
-            "messages": [_message(plan, way) for plan, way in zip(self._plans, self._transports)],
-            "workers": step.call.workers,
-        }
+        self._messages = [_message(plan, way) for plan, way in zip(self._plans, transports)]
+        self._reading = {"messages": self._messages, "workers": step.call.workers}
 
     def sum_squares(self) -> tf.Tensor:
         """Squared norm of the gradient as it came, a float64 scalar."""
@@ -97,27 +96,32 @@ class Exchange:
         return tf.cast(result, self._gradient.dtype)
 
     def _send(self) -> tf.Tensor:
-        ways = set(self._transports)
-        if len(ways) == 1:
-            return self._gather() if ways == {"gather"} else self._reduce()
-        gathers = tf.constant([way == "gather" for way in self._transports])
-        return tf.cond(tf.gather(gathers, self._stage), self._gather, self._reduce)
+        kinds = sorted(set(self._messages))
+        if len(kinds) == 1:
+            return self._send_as(kinds[0])
+        branches = [functools.partial(self._send_as, kind) for kind in kinds]
+        chosen = tf.constant([kinds.index(message) for message in self._messages])
+        return tf.switch_case(tf.gather(chosen, self._stage), branches)
+
+    def _send_as(self, kind: int) -> tf.Tensor:
+        if kind == PAYLOADS:
+            return self._gather()
+        plans = [plan for plan, message in zip(self._plans, self._messages) if message == kind]
+        summable = plans[0].summable if all(plan.summable is not None for plan in plans) else None
+        if summable is not None:
+            return self._reduce(tf.bitcast(tf.reshape(self.payload, [-1, summable.itemsize]), tf.as_dtype(summable)))
+        return self._reduce(library.horovod_dgc_masked(self.payload, self._stage, **self._coding))
 
     def _gather(self) -> tf.Tensor:
         return hvd.allgather(
             self.payload, name=self._name("gather"), ignore_name_scope=True, process_set=self._step.call.process_set
         )
 
-    def _reduce(self) -> tf.Tensor:
-        summable = self._plans[0].summable if len(self._plans) == 1 else None
-        if summable is not None:
-            message = tf.bitcast(tf.reshape(self.payload, [-1, summable.itemsize]), tf.as_dtype(summable))
-        else:
-            message = library.horovod_dgc_masked(self.payload, self._stage, **self._coding)
+    def _reduce(self, message: tf.Tensor) -> tf.Tensor:
         total = hvd.allreduce(
             message,
             op=hvd.Sum,
-            name=self._name("reduce"),
+            name=self._name(f"reduce_{message.dtype.name}"),
             ignore_name_scope=True,
             process_set=self._step.call.process_set,
         )
