@@ -84,7 +84,7 @@ class Job:
         steps_per_epoch: exchanges of gradients in an epoch.
         steps: exchanges so far.
         lr_scale: what the base learning rate is multiplied by.
-        compression: with DGC the adapter's `Compression`, to be set before training; its counts are reported.
+        compression: to be set before training; with DGC its counts are reported.
     """
 
     def __init__(self, args: SimpleNamespace, rank: int, workers: int, batches_per_epoch: int, parameters: int) -> None:
@@ -105,6 +105,7 @@ class Job:
         self._cast_bytes = self._dense_bytes // (2 if args.compression == "fp16" else 1)
         self._epochs = 0
         self._sent_before = 0
+        self._durations: list[float] = []
         self._rank = rank
 
     def __enter__(self) -> "Job":
@@ -137,7 +138,7 @@ class Job:
         return args.base_lr * self.lr_scale * 0.5 * (1 + math.cos(math.pi * done))
 
     def begin_epoch(self) -> None:
-        self._durations: list[float] = []
+        self._durations = []
         self._report.open_bar(self._epochs + 1, self.steps_per_epoch)
         self._begun = time.perf_counter()
 

@@ -156,8 +156,7 @@ def main(**options: Any) -> None:
         optimizer, tf.keras.losses.SparseCategoricalCrossentropy(True), metrics=["accuracy"], jit_compile=False
     )
 
-    batches_per_epoch = job.steps_per_epoch * args.batches_per_allreduce
-    scaled_lr = args.base_lr * job.lr_scale
+    whole_steps = job.steps_per_epoch * args.batches_per_allreduce
     callbacks = [
         BroadcastGlobalVariablesCallback(0),
         MetricAverageCallback(),
@@ -165,10 +164,12 @@ def main(**options: Any) -> None:
         Reporting(job),
     ]
     if args.warmup_epochs:
-        callbacks.insert(0, LearningRateWarmupCallback(scaled_lr, args.warmup_epochs, batches_per_epoch))
+        # As in Horovod, it begins at the scaled rate over the number of workers.
+        scaled_lr = args.base_lr * job.lr_scale
+        callbacks.insert(0, LearningRateWarmupCallback(scaled_lr, args.warmup_epochs, whole_steps))
     with job:
         model.fit(
-            batches.take(batches_per_epoch).prefetch(2),
+            batches.take(whole_steps).prefetch(2),
             epochs=args.epochs,
             validation_data=test,
             callbacks=callbacks,
