@@ -25,10 +25,10 @@ define cpp_tests
 	$(BIN)/ctest --test-dir build/$(1) --output-on-failure --timeout 600 --parallel $(JOBS)
 endef
 
-.PHONY: help env env-tf215 demo test test-quick test-tf215 lint cpp-test cpp-test-asan cpp-test-tsan bench clean
+.PHONY: help env env-tf215 demo demo-tensorflow test test-quick test-tf215 lint cpp-test cpp-test-asan cpp-test-tsan bench clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 env: ## Set up .venv with all that the other targets need; they call it themselves
 	@tools/env.sh
@@ -38,6 +38,9 @@ env-tf215: ## Set up .venv-tf215, with TensorFlow 2.15 and Keras 2
 
 demo: env ## Train with 2 workers, dense and with DGC at 0.1 %, and compare (DEMO_ARGS="--help" for options)
 	$(IN_VENV) $(BIN)/python examples/demo.py $(DEMO_ARGS)
+
+demo-tensorflow: env ## The same with TensorFlow and Keras
+	$(IN_VENV) $(BIN)/python examples/demo.py --framework tensorflow --output demo/tensorflow $(DEMO_ARGS)
 
 test: env lint cpp-test cpp-test-asan ## Every check: lint, C++ tests plain and with sanitizers, all Python tests
 	$(PYTEST) tests/unit tests/distributed tests/packaging

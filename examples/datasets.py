@@ -14,7 +14,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +59,33 @@ class Corpus:
     valid: np.ndarray  # int64 (words,)
     test: np.ndarray  # int64 (words,)
     vocabulary: list[str]
+
+
+class Columns:
+    """A text cut into parallel columns for truncated backpropagation through time.
+
+    Args:
+        words: int64 (words,).
+        columns: of each worker; all workers' columns together make up the text.
+        length: time steps per batch.
+        rank, workers: whose columns these are, and how many workers there are.
+    """
+
+    def __init__(self, words: np.ndarray, columns: int, length: int, rank: int, workers: int) -> None:
+        total = columns * workers
+        rows = len(words) // total
+        table = words[: rows * total].reshape(total, rows).T
+        self._table = np.ascontiguousarray(table[:, rank * columns : (rank + 1) * columns])
+        self._length = length
+
+    def __len__(self) -> int:
+        return (len(self._table) - 1) // self._length
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Words and the words that follow them, each int64 (time, columns)."""
+        for start in range(0, len(self) * self._length, self._length):
+            stop = start + self._length
+            yield self._table[start:stop], self._table[start + 1 : stop + 1]
 
 
 def fashion_mnist(data_dir: Path | None = None) -> Images:

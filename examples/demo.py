@@ -23,7 +23,19 @@ from rich.table import Table
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-EXAMPLE = Path(__file__).with_name("pytorch_images.py")
+
+@dataclass(frozen=True)
+class Framework:
+    """A framework's name as it is written, and the example that uses it."""
+
+    name: str
+    example: Path
+
+
+FRAMEWORKS = {
+    "pytorch": Framework("PyTorch", Path(__file__).with_name("pytorch_images.py")),
+    "tensorflow": Framework("TensorFlow", Path(__file__).with_name("tensorflow_keras_images.py")),
+}
 SECONDS_TO_END = 15
 ENVIRONMENT = {
     # The launcher imports TensorFlow where it is installed, which then talks about its build.
@@ -45,8 +57,8 @@ class Run:
     whole: dict[str, Any]
 
 
-def launch(label: str, workers: int, options: list[str], time_limit: float) -> Run:
-    """Run the example on this machine's workers, its output forwarded.
+def launch(label: str, example: Path, workers: int, options: list[str], time_limit: float) -> Run:
+    """Run an example on this machine's workers, its output forwarded.
 
     Raises:
         click.ClickException: the run failed, or took more than `time_limit` seconds.
@@ -56,7 +68,7 @@ def launch(label: str, workers: int, options: list[str], time_limit: float) -> R
         command = [
             *(str(Path(sys.executable).with_name("horovodrun")), "--gloo"),
             *("-np", str(workers), "-H", f"localhost:{workers}"),
-            *(sys.executable, str(EXAMPLE), *options, "--log-json", str(log)),
+            *(sys.executable, str(example), *options, "--log-json", str(log)),
         ]
         environment = {**ENVIRONMENT, **os.environ}
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -93,10 +105,10 @@ def end(process: subprocess.Popen) -> None:
         process.wait()
 
 
-def table(runs: list[Run]) -> Table:
+def table(framework: str, runs: list[Run]) -> Table:
     workers = runs[0].whole["workers"]
     result = Table(
-        title=f"{len(runs[0].epochs)} epochs, {workers} workers; bytes are those that one worker sends",
+        title=f"{framework}, {len(runs[0].epochs)} epochs, {workers} workers; bytes are those that one worker sends",
         caption="at end: last step; overall: whole run, density warm-up included",
     )
     result.add_column("run")
@@ -123,8 +135,9 @@ def table(runs: list[Run]) -> Table:
     return result
 
 
-def plot(runs: list[Run], path: Path) -> None:
+def plot(framework: str, runs: list[Run], path: Path) -> None:
     figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    figure.suptitle(f"{framework}, {runs[0].whole['workers']} workers")
     for run in runs:
         epochs = [record["epoch"] for record in run.epochs]
         accuracy = [100 * record["validation_accuracy"] for record in run.epochs]
@@ -150,6 +163,7 @@ def plot(runs: list[Run], path: Path) -> None:
 
 
 @click.command(help=__doc__)
+@click.option("--framework", type=click.Choice(list(FRAMEWORKS)), default="pytorch", show_default=True)
 @click.option("--quick", is_flag=True, help="2 epochs instead of 5.")
 @click.option("--workers", type=click.IntRange(2), default=2, show_default=True)
 @click.option("--density", type=click.FloatRange(0, 1, min_open=True), default=0.001, show_default=True)
@@ -159,7 +173,16 @@ def plot(runs: list[Run], path: Path) -> None:
               help="Folder for the plot and the figures.")  # fmt: skip
 @click.option("--time-limit", type=click.FloatRange(1), default=900, show_default=True,
               help="Seconds that each of the two runs may take.")  # fmt: skip
-def main(quick: bool, workers: int, density: float, data_dir: Path | None, output: Path, time_limit: float) -> None:
+def main(
+    framework: str,
+    quick: bool,
+    workers: int,
+    density: float,
+    data_dir: Path | None,
+    output: Path,
+    time_limit: float,
+) -> None:
+    name, example = FRAMEWORKS[framework].name, FRAMEWORKS[framework].example
     console = Console(highlight=False)
     # Ends the workers as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -178,12 +201,15 @@ def main(quick: bool, workers: int, density: float, data_dir: Path | None, outpu
     }
     runs = []
     for label, options in settings.items():
-        console.print(f"{label}: {workers} workers, {' '.join(options)}")
-        runs.append(launch(label, workers, options, time_limit))
-    console.print(table(runs))
+        console.print(f"{name}, {label}: {workers} workers, {' '.join(options)}")
+        runs.append(launch(label, example, workers, options, time_limit))
+    console.print(table(name, runs))
     output.mkdir(parents=True, exist_ok=True)
-    plot(runs, output / "learning_curves.png")
-    results = {run.label: {"options": settings[run.label], **run.whole, "epochs": run.epochs} for run in runs}
+    plot(name, runs, output / "learning_curves.png")
+    results = {
+        run.label: {"framework": framework, "options": settings[run.label], **run.whole, "epochs": run.epochs}
+        for run in runs
+    }
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     console.print(f"saved {output / 'learning_curves.png'} and {output / 'results.json'}")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 import common
+import common_pytorch
 import datasets
 import horovod.torch as hvd
 import numpy as np
@@ -84,7 +85,7 @@ def flipped(images: torch.Tensor) -> torch.Tensor:
 )
 def main(**options: Any) -> None:
     args = SimpleNamespace(**options)
-    device = common.start(args)
+    device = common_pytorch.start(args)
     data = datasets.IMAGES[args.dataset](args.data_dir)
     scale = data.train_images.mean(), data.train_images.std()
     images, labels = normalised(data.train_images, *scale), torch.tensor(data.train_labels)
@@ -109,13 +110,13 @@ def main(**options: Any) -> None:
         right = (outputs.argmax(1) == test_labels).float().mean().item()
         loss = functional.cross_entropy(outputs, test_labels).item()
         return {
-            "validation_loss": common.average(loss, len(test_labels)),
-            "validation_accuracy": common.average(right, len(test_labels)),
+            "validation_loss": common_pytorch.average(loss, len(test_labels)),
+            "validation_accuracy": common_pytorch.average(right, len(test_labels)),
         }
 
     # The generators agree so far, and flips must not.
     torch.manual_seed(args.seed + hvd.rank())
-    common.Trainer(args, model, len(batches)).fit(training_batches, loss_of, validate)
+    common_pytorch.Trainer(args, model, len(batches)).fit(training_batches, loss_of, validate)
 
 
 if __name__ == "__main__":

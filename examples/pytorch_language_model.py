@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 import common
+import common_pytorch
 import datasets
 import horovod.torch as hvd
 import numpy as np
@@ -18,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 State = tuple[torch.Tensor, torch.Tensor]  # hidden and cell, each float32 (layers, columns, width)
+Batch = tuple[np.ndarray, np.ndarray]  # words and those that follow, each int64 (time, columns)
 
 
 class WordModel(nn.Module):
@@ -48,33 +50,6 @@ class WordModel(nn.Module):
         return zeros, zeros
 
 
-class Columns:
-    """A text cut into parallel columns for truncated backpropagation through time.
-
-    Args:
-        words: int64 (words,).
-        columns: of this worker; all workers' columns together make up the text.
-        length: time steps per batch.
-    """
-
-    def __init__(self, words: np.ndarray, columns: int, length: int) -> None:
-        total = columns * hvd.size()
-        rows = len(words) // total
-        table = torch.tensor(words[: rows * total]).reshape(total, rows).t()
-        mine = slice(hvd.rank() * columns, (hvd.rank() + 1) * columns)
-        self._table = table[:, mine].contiguous()
-        self._length = length
-
-    def __len__(self) -> int:
-        return (len(self._table) - 1) // self._length
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Words and the words that follow them, each int64 (time, columns)."""
-        for start in range(0, len(self) * self._length, self._length):
-            stop = start + self._length
-            yield self._table[start:stop], self._table[start + 1 : stop + 1]
-
-
 @click.command(help=__doc__.splitlines()[0])
 @click.option("--dataset", type=click.Choice(list(datasets.TEXTS)), default="brown", show_default=True)
 @click.option("--vocabulary", type=click.IntRange(2), default=10_000, show_default=True, help="Known words.")
@@ -94,25 +69,25 @@ class Columns:
 )
 def main(**options: Any) -> None:
     args = SimpleNamespace(**options)
-    device = common.start(args)
+    device = common_pytorch.start(args)
     corpus = datasets.index_words(datasets.TEXTS[args.dataset](args.data_dir), args.vocabulary)
-    train = Columns(corpus.train, args.batch_size, args.bptt)
-    valid = Columns(corpus.valid, args.test_batch_size, args.bptt)
+    train = datasets.Columns(corpus.train, args.batch_size, args.bptt, hvd.rank(), hvd.size())
+    valid = datasets.Columns(corpus.valid, args.test_batch_size, args.bptt, hvd.rank(), hvd.size())
     model = WordModel(len(corpus.vocabulary), args.width, args.dropout).to(device)
     state = model.start(args.batch_size)
 
-    def training_batches(_epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def training_batches(_epoch: int) -> Iterator[Batch]:
         nonlocal state
         state = model.start(args.batch_size)
         yield from train
 
-    def loss_and_state(batch: tuple[torch.Tensor, torch.Tensor], state: State) -> tuple[torch.Tensor, State]:
-        words, following = (part.to(device) for part in batch)
+    def loss_and_state(batch: Batch, state: State) -> tuple[torch.Tensor, State]:
+        words, following = (torch.from_numpy(part).to(device) for part in batch)
         scores, (hidden, cell) = model(words, state)
         loss = functional.cross_entropy(scores.flatten(0, 1), following.flatten())
         return loss, (hidden.detach(), cell.detach())
 
-    def loss_of(batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def loss_of(batch: Batch) -> torch.Tensor:
         nonlocal state
         loss, state = loss_and_state(batch, state)
         return loss
@@ -123,12 +98,12 @@ def main(**options: Any) -> None:
         for batch in valid:
             loss, at = loss_and_state(batch, at)
             losses.append(loss.item())
-        loss = common.average(sum(losses) / len(losses), len(losses))
+        loss = common_pytorch.average(sum(losses) / len(losses), len(losses))
         return {"validation_loss": loss, "validation_perplexity": math.exp(loss)}
 
     # The generators agree so far, and dropout must not.
     torch.manual_seed(args.seed + hvd.rank())
-    common.Trainer(args, model, len(train)).fit(training_batches, loss_of, validate)
+    common_pytorch.Trainer(args, model, len(train)).fit(training_batches, loss_of, validate)
 
 
 if __name__ == "__main__":

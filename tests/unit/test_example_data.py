@@ -201,6 +201,16 @@ def test_index_words() -> None:
         datasets.index_words(texts | {"valid": []}, 3)
 
 
+def test_columns_of_all_workers_make_up_the_text() -> None:
+    words = np.arange(100, 127)
+    parts = [datasets.Columns(words, columns=2, length=3, rank=rank, workers=2) for rank in range(2)]
+    assert [len(part) for part in parts] == [1, 1]
+    (first, following), (last, _) = (next(iter(part)) for part in parts)
+    assert first.tolist() == [[100, 106], [101, 107], [102, 108]]
+    assert last.tolist() == [[112, 118], [113, 119], [114, 120]]
+    np.testing.assert_array_equal(following, first + 1)
+
+
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     monkeypatch.setenv("HOROVOD_DGC_CACHE", "/own")
