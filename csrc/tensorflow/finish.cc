@@ -14,6 +14,7 @@ namespace dgc {
 namespace {
 
 using tensorflow::DEVICE_CPU;
+using tensorflow::shape_inference::InferenceContext;
 
 // Whether the first value of a message that some rank poisoned is NaN: a poisoned payload is NaN throughout,
 // and the sum of dense messages is NaN wherever one of them is.
@@ -41,62 +42,48 @@ void check_received(const Tensor& received, const Layout& layout, Message messag
                                 ": are all ranks at the same step of the density schedule?");
 }
 
-REGISTER_OP("HorovodDgcPoisoned")
-    .Attr("numel: int")
-    .Attr("sent: list(int)")
-    .Attr("indices: int")
-    .Attr("values: int")
-    .Attr("messages: list(int)")
-    .Attr("workers: int")
-    .Input("received: uint8")
-    .Input("stage: int64")
-    .Output("poisoned: bool")
+// Whether the gradient of this variable was not finite on some rank, judging by what came back.
+bool poisoned(const Tensor& received, const Layout& layout, Message message, int64_t workers) {
+  if (message != Message::payloads) return first_is_nan(received, message);
+  const std::vector<uint8_t> poison = layout.poison();
+  for (size_t i = 0; i < static_cast<size_t>(workers); ++i) {
+    if (std::memcmp(bytes_of(received) + i * poison.size(), poison.data(), poison.size()) == 0) return true;
+  }
+  return false;
+}
+
+REGISTER_OP("HorovodDgcNonfinite")
+    .Attr("N: int >= 1")
+    .Input("applied: N * double")
+    .Output("count: float")
     .SetIsStateful()
-    .SetShapeFn(tensorflow::shape_inference::ScalarShape)
-    .Doc(R"doc(
-Whether the gradient of this variable was not finite on some rank.
+    .SetShapeFn([](InferenceContext* c) {
+      c->set_output(0, c->Vector(1));
+      return absl::OkStatus();
+    })
+    .Doc("Number of this rank's proposals whose gradient was not finite, a vector of one element.");
 
-messages: for each stage, what `received` holds: 0 the payloads of all ranks, one after another; 1 or 2 the sum of
-  dense messages in float32 or float16.
-)doc");
-
-class PoisonedOp : public Operation {
+class NonfiniteOp : public Operation {
  public:
-  explicit PoisonedOp(OpKernelConstruction* context) : Operation(context), plan_(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("messages", &messages_));
-    OP_REQUIRES_OK(context, context->GetAttr("workers", &workers_));
+  explicit NonfiniteOp(OpKernelConstruction* context) : Operation(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("N", &count_));
   }
 
  protected:
   void run(OpKernelContext* context) override {
-    const Tensor& received = context->input(0);
-    const int64_t stage = context->input(1).scalar<int64_t>()();
-    const Layout layout = plan_.layout(stage);
-    const auto message = static_cast<Message>(messages_.at(static_cast<size_t>(stage)));
-    check_received(received, layout, message, workers_);
-    bool poisoned = false;
-    if (message == Message::payloads) {
-      const std::vector<uint8_t> poison = layout.poison();
-      for (int64_t i = 0; i < workers_ && !poisoned; ++i) {
-        const uint8_t* payload = bytes_of(received) + static_cast<size_t>(i) * poison.size();
-        poisoned = std::memcmp(payload, poison.data(), poison.size()) == 0;
-      }
-    } else {
-      poisoned = first_is_nan(received, message);
-    }
-    output(context, 0, {})->scalar<bool>()() = poisoned;
+    int nonfinite = 0;
+    for (int i = 0; i < count_; ++i) nonfinite += context->input(i).vec<double>()(kFinite) == 0.0;
+    output(context, 0, TensorShape({1}))->vec<float>()(0) = static_cast<float>(nonfinite);
   }
 
  private:
-  Plan plan_;
-  std::vector<int> messages_;
-  int64_t workers_ = 0;
+  int count_ = 0;
 };
-REGISTER_KERNEL_BUILDER(Name("HorovodDgcPoisoned").Device(DEVICE_CPU), PoisonedOp);
+REGISTER_KERNEL_BUILDER(Name("HorovodDgcNonfinite").Device(DEVICE_CPU), NonfiniteOp);
 
 REGISTER_OP("HorovodDgcConclude")
     .Attr("N: int >= 1")
-    .Input("poisoned: N * bool")
+    .Input("nonfinite: float")
     .Input("applied: N * double")
     .Input("progress: resource")
     .Output("skipped: bool")
@@ -105,6 +92,7 @@ REGISTER_OP("HorovodDgcConclude")
     .Doc(R"doc(
 Decides for all variables of a step together, and so for all ranks alike, whether it counts.
 
+nonfinite: what HorovodDgcNonfinite counts, summed over all ranks.
 progress: int64 [4]: steps, steps skipped, nanoseconds of waiting for collectives in total and in the latest step.
 skipped: true if a gradient was not finite on some rank.
 )doc");
@@ -117,13 +105,10 @@ class ConcludeOp : public Operation {
 
  protected:
   void run(OpKernelContext* context) override {
-    bool skipped = false;
+    const bool skipped = context->input(0).flat<float>()(0) != 0;
     double ended = 0;
-    for (int i = 0; i < count_; ++i) {
-      skipped |= context->input(i).scalar<bool>()();
-      ended = std::max(ended, context->input(count_ + i).vec<double>()(kEnded));
-    }
-    const auto progress = variable_of(context, 2 * count_);
+    for (int i = 0; i < count_; ++i) ended = std::max(ended, context->input(1 + i).vec<double>()(kEnded));
+    const auto progress = variable_of(context, 1 + count_);
     {
       const std::lock_guard lock(*progress->mu());
       Tensor next;
@@ -152,6 +137,7 @@ REGISTER_OP("HorovodDgcFinish")
     .Attr("indices: int")
     .Attr("values: int")
     .Attr("messages: list(int)")
+    .Attr("carried: bool")
     .Attr("workers: int")
     .Attr("nesterov: bool")
     .Attr("masking: bool")
@@ -160,7 +146,6 @@ REGISTER_OP("HorovodDgcFinish")
     .Input("payload: uint8")
     .Input("stage: int64")
     .Input("applied: double")
-    .Input("poisoned: bool")
     .Input("skipped: bool")
     .Input("factor: float")
     .Input("loss_scale: double")
@@ -173,8 +158,10 @@ Commits one variable's step and returns the gradient to apply; or, in a skipped 
 for a variable whose gradient was not finite on some rank, zeros for the others.
 
 gradient, payload, stage, applied: of Propose.
-received, messages, workers: as for Poisoned.
-factor: what the user's options (Average, Sum) make of 1; float32, one element.
+received: what came back from all `workers`, as bytes. messages: for each stage, what that is: 0 the payloads of all
+  ranks, one after another; 1 or 2 the sum of dense messages in float32 or float16.
+carried: `received` has been multiplied already by what the user's options (Average, Sum) ask for.
+factor: otherwise, what they make of 1; float32, one element.
 loss_scale: factor that the result carries.
 )doc");
 
@@ -182,6 +169,7 @@ class FinishOp : public Operation {
  public:
   explicit FinishOp(OpKernelConstruction* context) : Operation(context), plan_(context) {
     OP_REQUIRES_OK(context, context->GetAttr("messages", &messages_));
+    OP_REQUIRES_OK(context, context->GetAttr("carried", &carried_));
     OP_REQUIRES_OK(context, context->GetAttr("workers", &workers_));
     OP_REQUIRES_OK(context, context->GetAttr("nesterov", &nesterov_));
     OP_REQUIRES_OK(context, context->GetAttr("masking", &masking_));
@@ -196,14 +184,13 @@ class FinishOp : public Operation {
     const Tensor& payload = context->input(2);
     const int64_t stage = context->input(3).scalar<int64_t>()();
     const auto applied = context->input(4).vec<double>();
-    const bool poisoned = context->input(5).scalar<bool>()();
-    const bool skipped = context->input(6).scalar<bool>()();
-    const double factor = static_cast<double>(context->input(7).flat<float>()(0));
-    const double loss_scale = context->input(8).scalar<double>()();
+    const bool skipped = context->input(5).scalar<bool>()();
+    const double factor = static_cast<double>(context->input(6).flat<float>()(0));
+    const double loss_scale = context->input(7).scalar<double>()();
     const Layout layout = plan_.layout(stage);
     const auto message = static_cast<Message>(messages_.at(static_cast<size_t>(stage)));
     check_received(received, layout, message, workers_);
-    State state(context, 9, states_, plan_.numel());
+    State state(context, 8, states_, plan_.numel());
     state.own(context);
 
     Tensor* result = output(context, 0, gradient.shape());
@@ -214,13 +201,14 @@ class FinishOp : public Operation {
     auto* out = static_cast<float*>(data_of(wide));
     int64_t nonzero = 0;
     if (skipped) {
-      std::fill(out, out + plan_.numel(), poisoned ? std::numeric_limits<float>::quiet_NaN() : 0.0f);
+      const bool affected = poisoned(received, layout, message, workers_);
+      std::fill(out, out + plan_.numel(), affected ? std::numeric_limits<float>::quiet_NaN() : 0.0f);
     } else {
       const Update update(applied(kUnscale), 0.0, applied(kMomentum), 0.0, nesterov_,
                           applied(kVelocityScale));
       nonzero = commit(context, layout, gradient, payload, update, &state);
       // Sums over workers, times what the options ask for, in the units of the loss as it is scaled.
-      const double scale = factor / static_cast<double>(workers_) * loss_scale;
+      const double scale = (carried_ ? 1.0 : factor / static_cast<double>(workers_)) * loss_scale;
       deliver(context, layout, received, message, static_cast<float>(scale), out);
       if (state.has_velocity() && applied(kRate) > 0) *state.rate() = static_cast<float>(applied(kRate));
     }
@@ -284,7 +272,7 @@ class FinishOp : public Operation {
     step[skipped ? kSkipped : kSteps] = 1;
     step[kSent] = static_cast<int64_t>(
         message == Message::payloads ? layout.nbytes() : layout.n() * bytes_per_element(message));
-    step[kControl] = static_cast<int64_t>(sizeof(float));
+    step[kControl] = carried_ ? 0 : static_cast<int64_t>(sizeof(float));
     step[kDense] = static_cast<int64_t>(gradient.TotalBytes());
     step[kNonzero] = nonzero;
     step[kEncode] = encode;
@@ -295,6 +283,7 @@ class FinishOp : public Operation {
 
   Plan plan_;
   std::vector<int> messages_;
+  bool carried_ = false;
   int64_t workers_ = 0;
   bool nesterov_ = false;
   bool masking_ = false;

@@ -1,6 +1,7 @@
 // What the TensorFlow operations share: how they read their inputs, and the state of one variable.
 //
-//   Propose -> payload -> (a collective of Horovod) -> Poisoned -> Conclude -> Finish
+//   Propose -> payload -> (a collective of Horovod) ----------------> Finish
+//          -> Nonfinite -> (one more for the step) -> Conclude -> skipped -^
 //
 // A step is a transaction over all variables: Propose only reads the state, Conclude learns from what every
 // rank sent whether a gradient was not finite anywhere, and Finish commits and decodes, or leaves all state
@@ -38,7 +39,7 @@ constexpr int64_t kThreadedElements = 1 << 20;
 enum Count { kSteps, kSkipped, kSent, kControl, kDense, kNonzero, kEncode, kDecode, kCounts };
 
 // Elements of the float64 vector `applied`, which carries a proposal's arithmetic to Finish.
-enum Applied { kUnscale, kMomentum, kVelocityScale, kRate, kEncodeNanoseconds, kEnded, kApplied };
+enum Applied { kUnscale, kMomentum, kVelocityScale, kRate, kFinite, kEncodeNanoseconds, kEnded, kApplied };
 
 // What Conclude counts for the whole step, in the int64 vector `progress`.
 enum Progress { kStepsDone, kStepsSkipped, kWait, kLastWait, kProgress };

@@ -164,6 +164,7 @@ class ProposeOp : public Operation {
     out(kMomentum) = momentum;
     out(kVelocityScale) = velocity_scale;
     out(kRate) = rate;
+    out(kFinite) = proposal.finite ? 1.0 : 0.0;
     out(kEncodeNanoseconds) = static_cast<double>(ended - began);
     out(kEnded) = static_cast<double>(ended);
   }

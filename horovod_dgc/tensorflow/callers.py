@@ -27,6 +27,7 @@ class Call:
         position: of the gradient among them.
         op: the reduction that the user chose.
         process_set: the Horovod process set that takes part.
+        grouped: whether Horovod reduces several tensors, which must have one dtype, in one collective.
         holders: objects whose methods are on the way, from the inside out: tapes, optimizers, models.
     """
 
@@ -35,6 +36,7 @@ class Call:
     position: int
     op: Any
     process_set: Any
+    grouped: bool
     holders: list[Any]
 
     @property
@@ -64,7 +66,15 @@ def find(tensor: tf.Tensor) -> Call:
         variables = next((f["vars"] for f in frames[depth:] if _as_many(f.get("vars"), gradients)), None)
         if variables is None or options is None:
             break
-        return Call(gradients, list(variables), position, options["op"], options["process_set"], _holders(frames))
+        return Call(
+            gradients,
+            list(variables),
+            position,
+            options["op"],
+            options["process_set"],
+            "tensors" in options,
+            _holders(frames),
+        )
     raise ValueError(MISUSE)
 
 

@@ -24,6 +24,9 @@ from horovod_dgc.transport import Transport
 
 DTYPES = (tf.float32, tf.float64, tf.float16, tf.bfloat16)
 
+# What says whether the gradients of a step are finite.
+FLAG_NBYTES = 4
+
 _ordinals = itertools.count()
 
 
@@ -229,7 +232,7 @@ class _Graphs:
 
 
 def _total(parts: list[TensorStats], steps: int, skipped: int, wait: int) -> TensorStats:
-    total = TensorStats(steps=steps, skipped=skipped, wait=wait / 1e9)
+    total = TensorStats(steps=steps, skipped=skipped, wait=wait / 1e9, control=FLAG_NBYTES * (steps + skipped))
     for part in parts:
         for name in ("sent", "control", "dense", "nonzero", "elements", "encode", "decode"):
             setattr(total, name, getattr(total, name) + getattr(part, name))

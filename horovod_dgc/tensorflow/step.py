@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -39,7 +40,9 @@ class Exchange:
             "indices": first.layout.indices.value,
             "values": first.layout.values.value,
         }
-        self._reading = {"messages": self._messages, "workers": step.call.workers}
+        used = set(self._messages)
+        # Horovod's own allreduce can take what is summed in one and the same way in all stages.
+        self.carried = len(used) == 1 and PAYLOADS not in used and not step.call.grouped
 
     def sum_squares(self) -> tf.Tensor:
         """Squared norm of the gradient as it came, a float64 scalar."""
@@ -61,70 +64,66 @@ class Exchange:
             sample_ratio=self._plans[0].sample_ratio,
             **self._coding,
         )
-        self._received = self._send()
-        self.poisoned = library.horovod_dgc_poisoned(self._received, self._stage, **self._coding, **self._reading)
+        self.outgoing = self._summand(self._messages[0]) if self.carried else self._send()
 
     def message(self) -> tf.Tensor:
-        """What Horovod is to allreduce: one element holding 1, which becomes what its options make of 1.
+        """What Horovod is to allreduce: a carried message, or one element holding 1, for what its options make of 1.
 
         Its name, which Horovod's own collective goes by, is the same on all ranks.
         """
         # Read from a variable: a collective of a constant would be computed once, while the graph is optimised.
-        one = self._step.one.read_value()
-        return tf.identity(one, name=f"horovod_dgc_{self._step.ordinal}_{self._tensor.position}")
+        message = self.outgoing if self.carried else self._step.one.read_value()
+        return tf.identity(message, name=f"horovod_dgc_{self._step.ordinal}_{self._tensor.position}")
 
-    def finish(self, factor: tf.Tensor) -> tf.Tensor:
+    def finish(self, reduced: tf.Tensor) -> tf.Tensor:
         """Commit and decode, once it is known that the step counts; returns the gradient to apply."""
         result = library.horovod_dgc_finish(
             self._values,
-            self._received,
+            _bytes(reduced) if self.carried else self.outgoing,
             self.payload,
             self._stage,
             self.applied,
-            self.poisoned,
             self._step.skipped,
-            factor,
+            tf.ones(1) if self.carried else reduced,
             self._step.loss_scale,
             self._tensor.state,
             nesterov=self._step.nesterov,
             masking=self._plans[0].masking,
+            messages=self._messages,
+            carried=self.carried,
+            workers=self._step.call.workers,
             **self._coding,
-            **self._reading,
         )
         return tf.cast(result, self._gradient.dtype)
 
     def _send(self) -> tf.Tensor:
         """Exchange the payload in the way of the current stage; returns what came back, as bytes."""
-        senders = {PAYLOADS: self._gather, SUM_OF_FLOAT32: self._sum_masked, SUM_OF_FLOAT16: self._sum_payloads}
         used = sorted(set(self._messages))
         if len(used) == 1:
-            return senders[used[0]]()
+            return self._exchange(used[0])
         branch = tf.gather([used.index(message) for message in self._messages], self._stage)
-        return tf.switch_case(branch, [senders[message] for message in used])
+        return tf.switch_case(branch, [functools.partial(self._exchange, message) for message in used])
 
-    def _gather(self) -> tf.Tensor:
-        return hvd.allgather(
-            self.payload, name=self._name("gather"), ignore_name_scope=True, process_set=self._step.call.process_set
-        )
+    def _exchange(self, message: int) -> tf.Tensor:
+        name = f"horovod_dgc_{message}_{self._step.ordinal}_{self._tensor.position}"
+        options = {"name": name, "ignore_name_scope": True, "process_set": self._step.call.process_set}
+        if message == PAYLOADS:
+            return hvd.allgather(self.payload, **options)
+        return _bytes(hvd.allreduce(self._summand(message), op=hvd.Sum, **options))
 
-    def _sum_masked(self) -> tf.Tensor:
-        return self._sum(library.horovod_dgc_masked(self.payload, self._stage, **self._coding))
+    def _summand(self, message: int) -> tf.Tensor:
+        """The payload in a form that can be summed."""
+        if message == SUM_OF_FLOAT16:
+            return tf.bitcast(tf.reshape(self.payload, [-1, 2]), tf.float16)
+        return library.horovod_dgc_masked(self.payload, self._stage, **self._coding)
 
-    def _sum_payloads(self) -> tf.Tensor:
-        return self._sum(tf.bitcast(tf.reshape(self.payload, [-1, 2]), tf.float16))
 
-    def _sum(self, message: tf.Tensor) -> tf.Tensor:
-        total = hvd.allreduce(
-            message,
-            op=hvd.Sum,
-            name=self._name("sum"),
-            ignore_name_scope=True,
-            process_set=self._step.call.process_set,
-        )
-        return tf.reshape(tf.bitcast(total, tf.uint8), [-1])
+def _position(tensor: Tensor) -> int:
+    return tensor.position
 
-    def _name(self, way: str) -> str:
-        return f"horovod_dgc_{way}_{self._step.ordinal}_{self._tensor.position}"
+
+def _bytes(values: tf.Tensor) -> tf.Tensor:
+    return tf.reshape(tf.bitcast(values, tf.uint8), [-1])
 
 
 def _message(plan: Plan, way: Transport | None, workers: int) -> int:
@@ -174,11 +173,17 @@ class Step:
         exchanges = list(self.exchanges.values())
         for exchange, unscale in zip(exchanges, self._unscales(exchanges)):
             exchange.start(unscale, hyperparameters)
-        self.skipped = library.horovod_dgc_conclude(
-            [exchange.poisoned for exchange in exchanges],
-            [exchange.applied for exchange in exchanges],
-            progress.handle,
+        applied = [exchange.applied for exchange in exchanges]
+        nonfinite = hvd.allreduce(
+            library.horovod_dgc_nonfinite(applied),
+            op=hvd.Sum,
+            name=f"horovod_dgc_nonfinite_{ordinal}_{min(exchanged.values(), key=_position).position}",
+            ignore_name_scope=True,
+            process_set=call.process_set,
         )
+        # The waiting that is counted ends when everything is there.
+        with tf.control_dependencies([exchange.outgoing for exchange in exchanges]):
+            self.skipped = library.horovod_dgc_conclude(nonfinite, applied, progress.handle)
 
     def _unscales(self, exchanges: list[Exchange]) -> list[Any]:
         """Factor of each gradient: inverse loss scale, and local clipping where the method asks for it."""

@@ -14,7 +14,7 @@ from horovod_dgc.coding import Coding
 from horovod_dgc.tensorflow.operations import library
 
 NUMEL, SENT = 3000, 40
-PAYLOADS = 0
+PAYLOADS = 0  # the kind of message
 
 
 class Variable:
@@ -54,17 +54,17 @@ class Variable:
         )
 
     def finish(self, gradient: Any, proposed: Any, received: Any, **options: Any) -> Any:
-        values = {"skipped": False, "poisoned": False, "workers": 1, "masking": True, "nesterov": False, **options}
+        values = {"skipped": False, "workers": 1, "masking": True, "nesterov": False, **options}
         return library.horovod_dgc_finish(
             gradient,
             received,
             *proposed,
-            tf.constant(values.pop("poisoned")),
             tf.constant(values.pop("skipped")),
             tf.constant([1.0]),
             tf.constant(1.0, tf.float64),
             self.state,
-            messages=[values.pop("message", PAYLOADS)],
+            messages=[PAYLOADS] * len(self.starts),
+            carried=False,
             **values,
             **self.coding,
         )
@@ -127,12 +127,11 @@ def test_a_skipped_step_writes_nothing_but_its_count() -> None:
     bad = tf.tensor_scatter_nd_update(gradient(1), [[7]], [np.nan])
     proposed = ours.propose(bad)
     assert proposed[0].numpy().tobytes() == layout.poison().tobytes()
-    reading = {"messages": [PAYLOADS], "workers": 2, **ours.coding}
-    good = ours.propose(gradient(1))[0]
-    for received, expected in ((tf.concat([good, proposed[0]], 0), True), (tf.concat([good, good], 0), False)):
-        assert bool(library.horovod_dgc_poisoned(received, proposed[1], **reading)) is expected
-    for poisoned in (True, False):
-        result = ours.finish(bad, proposed, proposed[0], skipped=True, poisoned=poisoned).numpy()
+    good = ours.propose(gradient(1))
+    counted = library.horovod_dgc_nonfinite([proposed[2], good[2], proposed[2]])
+    assert counted.numpy().tolist() == [2.0]
+    for received, poisoned in ((tf.concat([good[0], proposed[0]], 0), True), (tf.concat([good[0]] * 2, 0), False)):
+        result = ours.finish(bad, proposed, received, skipped=True, workers=2).numpy()
         assert np.isnan(result).all() if poisoned else not result.any()
     assert np.array_equal(before[0], ours.residual.numpy()) and np.array_equal(before[1], ours.velocity.numpy())
     assert ours.counts.numpy()[0, :2].tolist() == [1, 2]

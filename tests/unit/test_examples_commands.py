@@ -12,13 +12,12 @@ from click.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import datasets
+import demo
 import pytorch_images
 import pytorch_language_model
 import tensorflow_keras_images
 import tensorflow_language_model
 import torch
-
-import demo
 
 EXAMPLES = Path(datasets.__file__).parent
 COMMANDS = [
