@@ -58,9 +58,7 @@ def find(tensor: tf.Tensor) -> Call:
     options = next((f for f in frames if "process_set" in f and isinstance(f.get("op"), type(hvd.Average))), None)
     for depth, names in enumerate(frames):
         gradients = names.get("grads")
-        if not isinstance(gradients, (list, tuple)):
-            continue
-        position = next((i for i, gradient in enumerate(gradients) if gradient is tensor), None)
+        position = _find(tensor, gradients)
         if position is None:
             continue
         variables = next((f["vars"] for f in frames[depth:] if _as_many(f.get("vars"), gradients)), None)
@@ -72,7 +70,7 @@ def find(tensor: tf.Tensor) -> Call:
             position,
             options["op"],
             options["process_set"],
-            "tensors" in options,
+            any(_find(tensor, names.get("tensors")) is not None for names in frames),
             _holders(frames),
         )
     raise ValueError(MISUSE)
@@ -91,6 +89,13 @@ def _frames(frame: FrameType | None) -> Iterator[dict[str, Any]]:
     while frame is not None:
         yield frame.f_locals
         frame = frame.f_back
+
+
+def _find(tensor: tf.Tensor, sequence: Any) -> int | None:
+    """Position of this very object."""
+    if not isinstance(sequence, (list, tuple)):
+        return None
+    return next((i for i, element in enumerate(sequence) if element is tensor), None)
 
 
 def _as_many(variables: Any, gradients: Any) -> bool:
