@@ -1,4 +1,4 @@
-"""Time of a whole exchange and step through Horovod on this machine's workers: dense, fp16 and DGC.
+"""Time of a whole exchange and step through Horovod on this machine's workers: dense, fp16 and DGC, in both frameworks.
 
 Gradients appear without arithmetic, and nothing is there to hide behind, so this is what the plug-in and Horovod cost
 in themselves over loopback. The contenders take turns in one job.
@@ -15,6 +15,7 @@ import click
 from support import launch, report
 
 MODELS = {"ResNet-50": False, "ResNet-50's tensors, every extent at most 8": True}
+WORKERS = {"PyTorch": "step_times.py", "TensorFlow": "step_times_tensorflow.py"}
 COLUMNS = ("compression", "exchange ms", "quartiles", "/ dense", "step ms", "/ dense", "encode", "wait", "decode")
 
 
@@ -48,22 +49,39 @@ def show(title: str, summary: dict[str, Any]) -> None:
 @click.option("--rounds", type=click.IntRange(1), default=15, show_default=True, help="Turns that count.")
 @click.option("--steps", type=click.IntRange(1), default=3, show_default=True, help="Steps of one turn.")
 @click.option("--small-only", is_flag=True, help="Only the model of small tensors.")
-@click.option("--profile", is_flag=True, help="Also show where Python's time goes in DGC's steps on rank 0.")
+@click.option("--framework", type=click.Choice([*WORKERS, "both"]), default="both", show_default=True)
+@click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Between TensorFlow's operations."
+)
+@click.option("--profile", is_flag=True, help="Also show where Python's time goes in PyTorch's DGC steps on rank 0.")
 @report.json_option
-def main(workers: int, rounds: int, steps: int, small_only: bool, profile: bool, json_path: Path | None) -> None:
+def main(
+    workers: int,
+    rounds: int,
+    steps: int,
+    small_only: bool,
+    framework: str,
+    threads: int,
+    profile: bool,
+    json_path: Path | None,
+) -> None:
     neighbours = report.Neighbours()
     found = []
     for model, small in MODELS.items():
         if small_only and not small:
             continue
-        settings = {"small": small, "rounds": rounds, "steps": steps, "profile": profile}
-        result = launch.run("step_times.py", settings, workers=workers)
-        summary = summarize(result["contenders"])
-        title = f"{model}: {result['tensors']} tensors, {result['elements']:,} elements, {workers} workers"
-        show(title, summary)
-        if profile:
-            report.CONSOLE.print(result["profile"], highlight=False, markup=False)
-        found.append({"model": model, "tensors": result["tensors"], "elements": result["elements"], **summary})
+        settings = {"small": small, "rounds": rounds, "steps": steps, "profile": profile, "threads": threads}
+        for name, script in WORKERS.items():
+            if framework not in (name, "both"):
+                continue
+            result = launch.run(script, settings, workers=workers)
+            summary = summarize(result["contenders"])
+            title = f"{name}, {model}: {result['tensors']} tensors, {result['elements']:,} elements, {workers} workers"
+            show(title, summary)
+            if "profile" in result:
+                report.CONSOLE.print(result["profile"], highlight=False, markup=False)
+            described = {"framework": name, "model": model, "tensors": result["tensors"]}
+            found.append({**described, "elements": result["elements"], **summary})
     report.write_json(json_path, {"machine": neighbours.describe(), "workers": workers, "results": found})
 
 

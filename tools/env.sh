@@ -157,17 +157,22 @@ $report"
   done
 }
 
+# -P: the installed package must work, not the one in this folder.
+is_built() {
+  "$venv/bin/python" -P -c 'import pathlib, horovod_dgc._core
+assert list(pathlib.Path(horovod_dgc.__file__).parent.glob("tensorflow/_operations.*.so"))'
+}
+
 install_package() {
   local digest copy=$venv/source sources=(csrc setup.py pyproject.toml MANIFEST.in)
   # In editable mode, Python's files are read from the tree.
   [[ -z $name ]] || sources+=(horovod_dgc)
   digest=$(find "${sources[@]}" -type f -not -path 'csrc/tests/*' -not -name '*.so' -not -name '*.pyc' -print0 |
     sort -z | xargs -0 sha256sum | cat "$packages_stamp" - | sha256sum)
-  # -P: the installed package must work, not the one in this folder.
-  [[ $digest == "$(cat "$package_stamp" 2>/dev/null)" ]] &&
-    "$venv/bin/python" -P -c 'import horovod_dgc._core' 2>/dev/null && return
-  say "building the C++ core and installing horovod_dgc into $venv"
+  [[ $digest == "$(cat "$package_stamp" 2>/dev/null)" ]] && is_built 2>/dev/null && return
+  say "building the C++ core and the TensorFlow operations, and installing horovod_dgc into $venv"
   rm -f "$package_stamp"
+  export HOROVOD_DGC_WITH_TENSORFLOW=1
   if [[ -z $name ]]; then
     quiet_pip install --no-deps --no-build-isolation --editable .
   else
@@ -180,7 +185,7 @@ install_package() {
     quiet_pip install --no-deps --no-build-isolation --force-reinstall "$copy"
     rm -rf "$copy"
   fi
-  "$venv/bin/python" -P -c 'import horovod_dgc._core'
+  is_built
   echo "$digest" >"$package_stamp"
 }
 

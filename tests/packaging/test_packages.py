@@ -1,5 +1,6 @@
 """The sdist and the wheel, each installed into a fresh environment that holds nothing else but NumPy."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -39,8 +40,16 @@ print("smoke passed")
 """
 
 
-def run(*command: str | Path, cwd: Path) -> str:
-    result = subprocess.run(command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+def run(*command: str | Path, cwd: Path, **environment: str) -> str:
+    result = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0, f"{' '.join(map(str, command))}\n{result.stdout}\n{result.stderr}"
     return result.stdout
 
@@ -53,7 +62,8 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Without what earlier builds left: setuptools takes stale files along from build/ and *.egg-info.
     left_out = shutil.ignore_patterns(".*", "build", "dist", "demo", "*.egg-info", "*.so", "__pycache__")
     shutil.copytree(ROOT, source, ignore=left_out)
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source, cwd=folder)
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source]
+    run(*build, cwd=folder, HOROVOD_DGC_WITH_TENSORFLOW="0")
     return folder
 
 
@@ -95,7 +105,9 @@ def test_the_wheel_holds_the_package_and_its_types_only(wheel: Path) -> None:
     assert "horovod_dgc/py.typed" in names
     assert "horovod_dgc/_core.pyi" in names
     assert any(name.startswith("horovod_dgc/_core.") and name.endswith(".so") for name in names)
-    assert "horovod_dgc/torch/__init__.py" in names
+    assert "horovod_dgc/torch/__init__.py" in names and "horovod_dgc/tensorflow/__init__.py" in names
+    # Those would fit one version of TensorFlow only.
+    assert not any("_operations" in name for name in names)
     folders = {name.split("/")[0] for name in names}
     assert {name for name in folders if not name.endswith(".dist-info")} == {"horovod_dgc"}
 
@@ -107,3 +119,13 @@ def test_the_sdist_holds_the_sources_of_the_core(sdist: Path) -> None:
     here = {path.relative_to(ROOT).as_posix() for path in needed}
     assert here and here <= names
     assert {"setup.py", "pyproject.toml", "horovod_dgc/py.typed"} <= names
+
+
+def test_the_tensorflow_operations_can_be_demanded_only_where_tensorflow_is(sdist: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=True)
+    install = [tmp_path / "venv" / "bin" / "python", "-m", "pip", "install", "--no-deps", sdist]
+    environment = {**os.environ, "HOROVOD_DGC_WITH_TENSORFLOW": "1"}
+    result = subprocess.run(install, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert "there is no TensorFlow in the building environment" in result.stdout + result.stderr
+    assert "--no-build-isolation" in result.stdout + result.stderr
