@@ -179,7 +179,6 @@ class FinishOp : public Operation {
  protected:
   void run(OpKernelContext* context) override {
     const int64_t began = now();
-    const Tensor gradient = context->input(0);
     const Tensor& received = context->input(1);
     const Tensor& payload = context->input(2);
     const int64_t stage = context->input(3).scalar<int64_t>()();
@@ -190,14 +189,22 @@ class FinishOp : public Operation {
     const Layout layout = plan_.layout(stage);
     const auto message = static_cast<Message>(messages_.at(static_cast<size_t>(stage)));
     check_received(received, layout, message, workers_);
+    // Nothing is committed unless what came back can be decoded.
+    if (message == Message::payloads)
+      validate(layout, bytes_of(received), static_cast<size_t>(workers_),
+               threads_for(context, received.NumElements()));
     State state(context, 8, states_, plan_.numel());
     state.own(context);
 
-    Tensor* result = output(context, 0, gradient.shape());
+    // The gradient's own memory serves for the result where nobody else needs it any more.
+    Tensor* result = nullptr;
+    const TensorShape shape = context->input(0).shape();
+    require(context->forward_input_or_allocate_output({0}, 0, shape, &result));
+    const Tensor& gradient = context->input(0);
     // float32 results are written where they are wanted; narrower ones are summed up in float32 first.
     Tensor wide = *result;
     if (result->dtype() != tensorflow::DT_FLOAT)
-      require(context->allocate_temp(tensorflow::DT_FLOAT, gradient.shape(), &wide));
+      require(context->allocate_temp(tensorflow::DT_FLOAT, shape, &wide));
     auto* out = static_cast<float*>(data_of(wide));
     int64_t nonzero = 0;
     if (skipped) {
@@ -206,7 +213,9 @@ class FinishOp : public Operation {
     } else {
       const Update update(applied(kUnscale), 0.0, applied(kMomentum), 0.0, nesterov_,
                           applied(kVelocityScale));
-      nonzero = commit(context, layout, gradient, payload, update, &state);
+      const bool in_place = gradient.SharesBufferWith(wide);
+      nonzero = commit(context, layout, gradient, payload, update, in_place, &state);
+      if (message == Message::payloads && !in_place) std::fill(out, out + plan_.numel(), 0.0f);
       // Sums over workers, times what the options ask for, in the units of the loss as it is scaled.
       const double scale = (carried_ ? 1.0 : factor / static_cast<double>(workers_)) * loss_scale;
       deliver(context, layout, received, message, static_cast<float>(scale), out);
@@ -218,10 +227,10 @@ class FinishOp : public Operation {
   }
 
  private:
-  // Applies the proposal to the state; what was proposed is read back from the payload. Returns the number of
-  // coordinates sent with a value other than zero.
+  // Applies the proposal to the state, and zeroes the gradient if asked to; what was proposed is read back
+  // from the payload. Returns the number of coordinates sent with a value other than zero.
   int64_t commit(OpKernelContext* context, const Layout& layout, const Tensor& gradient,
-                 const Tensor& payload, const Update& update, State* state) const {
+                 const Tensor& payload, const Update& update, bool zero_grad, State* state) const {
     const size_t k = layout.k();
     dgc::Proposal proposal{layout, true, {}, {}, {}};
     proposal.indices.resize(k);
@@ -236,6 +245,7 @@ class FinishOp : public Operation {
     Options options;
     options.threads = threads_for(context, plan_.numel());
     options.mask_velocity = masking_;
+    options.zero_grad = zero_grad;
     dgc::commit(proposal, update, arrays, options);
     if (layout.dense()) return plan_.numel();
     return static_cast<int64_t>(k) - std::count(proposal.sent.begin(), proposal.sent.end(), 0.0f);
@@ -245,7 +255,6 @@ class FinishOp : public Operation {
                float scale, float* out) const {
     const int64_t n = plan_.numel();
     if (message == Message::payloads) {
-      std::fill(out, out + n, 0.0f);
       dgc::decode_add(layout, bytes_of(received), static_cast<size_t>(workers_), out, scale,
                       threads_for(context, static_cast<int64_t>(received.NumElements())));
     } else if (message == Message::float16) {

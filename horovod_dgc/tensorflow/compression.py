@@ -174,7 +174,8 @@ class _Graphs:
         if key not in self._agreed:
             self._agree(call, exchanged)
             self._agreed.add(key)
-        self._takeover.active = True
+        with tf.init_scope():
+            self._takeover.activate()
         starts = self._method.stages()
         assert starts is not None
         # Horovod calls from inside a tf.cond for each variable. A step is about all of them: its operations belong

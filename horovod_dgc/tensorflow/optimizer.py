@@ -112,8 +112,9 @@ class _Reducer:
         self.average_passes: bool = options["average_aggregated_gradients"]
         self.sparse_as_dense: bool = options["sparse_as_dense"]
         self.local: set[int] = set()
-        self.sums: list[tf.Variable] = []
         self.counter: tf.Variable | None = None
+        self._sums: list[tf.Variable] = []
+        self._summed: list[int] = []
         self._options = options
 
     def reduce(self, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
@@ -131,9 +132,7 @@ class _Reducer:
             self.sparse_as_dense,
             options["op"],
             options["gradient_predivide_factor"],
-            [[raw(variable) for variable in group] for group in groups]
-            if isinstance(groups, (list, tuple))
-            else groups,
+            groups,
             options["process_set"],
         )
         wanted = [i for i, variable in enumerate(variables) if id(raw(variable)) not in self.local]
@@ -146,15 +145,17 @@ class _Reducer:
                 result[i] = None if result[i] is None else _divide(result[i], size)
         return result
 
-    def prepare(self, variables: Sequence[Any]) -> None:
-        """Make what several backward passes are summed up in."""
-        with tf.init_scope():
-            self.counter = tf.Variable(0, trainable=False, name="backward_passes")
-            self.sums = [tf.Variable(tf.zeros_like(raw(v)), trainable=False, name="gradient_sum") for v in variables]
-
-    def accumulate(self, gradients: Sequence[Any]) -> None:
-        assert self.counter is not None
-        for total, gradient in zip(self.sums, gradients):
+    def accumulate(self, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
+        """Add one backward pass."""
+        identities = [id(raw(variable)) for variable in variables]
+        if self.counter is None:
+            self._summed = identities
+            with tf.init_scope():
+                self.counter = tf.Variable(0, trainable=False, name="backward_passes")
+                self._sums = [tf.Variable(tf.zeros_like(raw(v)), trainable=False, name="sum") for v in variables]
+        if identities != self._summed:
+            raise ValueError("backward_passes_per_step > 1 needs gradients of the same variables in every pass")
+        for total, gradient in zip(self._sums, gradients):
             if isinstance(gradient, tf.IndexedSlices) and not self.sparse_as_dense:
                 raise ValueError("backward_passes_per_step > 1 needs sparse_as_dense=True for sparse gradients")
             if gradient is not None:
@@ -165,13 +166,13 @@ class _Reducer:
         """The sums, or means, of the passes, where there are gradients at all."""
         divisor = self.passes if self.average_passes else 1
         return [
-            None if gradient is None else total.read_value() / divisor for total, gradient in zip(self.sums, gradients)
+            None if gradient is None else total.read_value() / divisor for total, gradient in zip(self._sums, gradients)
         ]
 
     def clear(self) -> None:
         assert self.counter is not None
         self.counter.assign(0)
-        for total in self.sums:
+        for total in self._sums:
             total.assign(tf.zeros_like(total))
 
 
@@ -198,9 +199,7 @@ class _Distributed:
         if reducer.passes == 1:
             base.apply(self, reducer.reduce(gradients, variables), trainable_variables)
             return
-        if reducer.counter is None:
-            reducer.prepare(variables)
-        reducer.accumulate(gradients)
+        reducer.accumulate(gradients, variables)
 
         def last_pass() -> None:
             base.apply(self, reducer.reduce(reducer.take_sums(gradients), variables), trainable_variables)

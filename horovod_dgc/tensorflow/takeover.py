@@ -16,7 +16,7 @@ KERAS_3 = hasattr(tf.keras, "version") and str(tf.keras.version()).startswith("3
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """What a step needs of the optimizer: float64 scalars in the current graph, and whether momentum is Nesterov's."""
+    """What a step needs of the optimizer: float64 scalars in the current graph."""
 
     momentum: tf.Tensor
     rate: tf.Tensor
@@ -37,7 +37,7 @@ class Takeover:
     Attributes:
         momentum: whether momentum is applied here: the method does, and the optimizer has it.
         nesterov: whether it is Nesterov's.
-        active: set once gradients are exchanged among several workers; until then the optimizer does it all.
+        active: whether gradients are exchanged among several workers; until then the optimizer does it all.
     """
 
     def __init__(self, optimizer: Any, *, wanted: bool) -> None:
@@ -46,6 +46,7 @@ class Takeover:
         self.momentum = wanted and isinstance(self.optimizer, _sgd_classes()) and _has_momentum(self.optimizer)
         self.nesterov = bool(self.momentum and self.optimizer.nesterov)
         self.active = False
+        self._corrected: list[Tensor] = []
         self._variables: set[int] = set()
         while _is_keras(optimizer):
             _derive(optimizer, self)
@@ -53,17 +54,24 @@ class Takeover:
 
     def attach(self, tensors: Iterable[Tensor], named: dict[int, list[Any]]) -> None:
         """Take over for these tensors; ``named`` holds the objects by which Keras knows each one's variable."""
-        for tensor in tensors:
-            if not tensor.corrected:
-                continue
+        self._corrected = [tensor for tensor in tensors if tensor.corrected]
+        for tensor in self._corrected:
             self._variables.update(id(known) for known in named[tensor.position])
+
+    def activate(self) -> None:
+        """From now on momentum is applied here, beginning with what the optimizer has gathered so far; eager."""
+        if self.active:
+            return
+        self.active = True
+        for tensor in self._corrected:
             buffer = _momentum_buffer(self.optimizer, tensor.variable)
-            if buffer is not None:
+            if buffer is not None and tf.reduce_any(buffer != 0):
                 tensor.take_momentum(buffer, float(tf.convert_to_tensor(_rate(self.optimizer))))
 
     def owner(self, holders: Iterable[Any]) -> Any:
         """The optimizer in charge: one on the calling path that Horovod derived from the given one, or that one."""
-        return next((h for h in holders if getattr(type(h), "_horovod_dgc_takeover", None) is self), self.optimizer)
+        derived = (h for h in holders if getattr(type(h), "_horovod_dgc_takeover", None) is self)
+        return innermost(next(derived, self.optimizer))
 
     def hyperparameters(self, owner: Any) -> Hyperparameters:
         """Operations in the current graph that read what holds in this step."""

@@ -27,6 +27,14 @@ assert trainer.compression.stats().total.sent == 0
 
 ends = []
 for compress in (True, False):
+    model, optimizer = Dense(), sgd()
+    Trainer(model, None, optimizer).run(steps=3)
+    # The optimizer keeps the momentum that it has gathered before there was a Compression.
+    ends.append(Trainer(model, METHOD if compress else None, optimizer).run(steps=3, first=3)[-1])
+assert np.array_equal(*ends)
+
+ends = []
+for compress in (True, False):
     model, optimizer = keras_model(), sgd(nesterov=True)
     if compress:
         compression = Compression(METHOD, optimizer, model.trainable_variables)

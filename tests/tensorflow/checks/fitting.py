@@ -194,12 +194,13 @@ def check_mixed_float16_policy() -> None:
         model = keras_model(batch_norm=False)
     finally:
         policy.set_global_policy("float32")
-    optimizer = sgd()
-    compression = Compression(SPARSE, optimizer, model.trainable_variables)
     if KERAS_3:
-        scaled = keras.optimizers.LossScaleOptimizer(optimizer)
+        scaled = keras.optimizers.LossScaleOptimizer(sgd())
+        compression = Compression(SPARSE, scaled, model.trainable_variables)
         distributed = DistributedOptimizer(scaled, compression=compression)
     else:
+        optimizer = sgd()
+        compression = Compression(SPARSE, optimizer, model.trainable_variables)
         distributed = keras.mixed_precision.LossScaleOptimizer(DistributedOptimizer(optimizer, compression=compression))
     model.compile(distributed, loss=crossentropy())
     images, labels = data()
