@@ -103,9 +103,13 @@ def save(folder: Path, state: dict[str, Any], arrays: Mapping[str, FloatArray], 
         raise CheckpointError(f"save on all ranks after the same step(). {error}") from error
     position, workers = group.position, len(group.ranks)
     shards = together(group, "write", lambda: write_shard(folder, save_id, position, workers, state, arrays))
-    together(group, "publish", lambda: write_manifest(folder, save_id, state, shards) if first else None)
-    if first:
-        remove_unnamed(folder)
+
+    def publish() -> None:
+        if first:
+            write_manifest(folder, save_id, state, shards)
+            remove_unnamed(folder)
+
+    together(group, "publish", publish)
 
 
 def together(group: Group, name: str, work: Callable[[], Any]) -> list[Any]:
