@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 NAME = "horovod_dgc.agreement"
+FIRST_STEP = "give Horovod a Compression and reach the first backward pass"
 # Bytes of this rank and a name for the collective -> the bytes of all ranks, one after another.
 Gather = Callable[[bytes, str], bytes]
 
@@ -30,15 +31,22 @@ def require(configuration: str, ranks: Sequence[int], gather: Gather) -> None:
     parts = [digests[i * length : (i + 1) * length] for i in range(size)]
     if len(set(parts)) == 1:
         return
-    lengths = gather(len(text).to_bytes(8, "little"), f"{NAME}.lengths")
-    texts = gather(text, f"{NAME}.texts")
-    configurations = []
-    for i in range(size):
-        end = int.from_bytes(lengths[8 * i : 8 * i + 8], "little")
-        configurations.append(texts[:end].decode())
-        texts = texts[end:]
+    configurations = texts(configuration, size, gather, NAME)
     other = next(i for i in range(size) if parts[i] != parts[0])
     raise ValueError(_describe(configurations[0], configurations[other], ranks[other]))
+
+
+def texts(text: str, size: int, gather: Gather, name: str) -> list[str]:
+    """The texts of all ``size`` ranks, in their order. No text may be empty."""
+    encoded = text.encode()
+    lengths = gather(len(encoded).to_bytes(8, "little"), f"{name}.lengths")
+    joined = gather(encoded, f"{name}.texts")
+    parts = []
+    for i in range(size):
+        end = int.from_bytes(lengths[8 * i : 8 * i + 8], "little")
+        parts.append(joined[:end].decode())
+        joined = joined[end:]
+    return parts
 
 
 def ranks_of(process_set: Any) -> Sequence[int]:
@@ -47,11 +55,11 @@ def ranks_of(process_set: Any) -> Sequence[int]:
     return ranks if ranks else range(process_set.size())
 
 
-def no_answer(rank: int, timeout: float) -> RuntimeError:
-    """The error for ranks that wait in vain."""
+def no_answer(rank: int, timeout: float, expected: str = FIRST_STEP) -> RuntimeError:
+    """The error for ranks that wait in vain for the others to do what is expected."""
     return RuntimeError(
         f"rank {rank}: no answer from every rank within agreement_timeout={timeout:g} s. All ranks of the process set "
-        "must give Horovod a Compression and reach the first backward pass"
+        f"must {expected}"
     )
 
 

@@ -1,5 +1,6 @@
 """PyTorch adapter: methods of :mod:`horovod_dgc` as the ``compression=`` of ``hvd.DistributedOptimizer``."""
 
+from horovod_dgc.torch.checkpoint import load_checkpoint, save_checkpoint
 from horovod_dgc.torch.compression import Compression
 
-__all__ = ["Compression"]
+__all__ = ["Compression", "load_checkpoint", "save_checkpoint"]

@@ -13,8 +13,13 @@ from horovod_dgc import agreement
 POLL_SECONDS = 0.005
 
 
-def gather_bytes(data: bytes, name: str, process_set: Any, timeout: float) -> bytes:
-    """The bytes of all ranks of the process set, one after another.
+def gather_bytes(
+    data: bytes, name: str, process_set: Any, timeout: float, expected: str = agreement.FIRST_STEP
+) -> bytes:
+    """The bytes of all ranks of the process set, one after another. No rank's may be empty.
+
+    Args:
+        expected: what a rank that does not answer should have done, for the error.
 
     Raises:
         RuntimeError: some rank did not answer within ``timeout`` seconds.
@@ -24,7 +29,7 @@ def gather_bytes(data: bytes, name: str, process_set: Any, timeout: float) -> by
     deadline = time.monotonic() + timeout
     while not hvd.poll(handle):
         if time.monotonic() > deadline:
-            raise agreement.no_answer(hvd.rank(), timeout)
+            raise agreement.no_answer(hvd.rank(), timeout, expected)
         time.sleep(POLL_SECONDS)
     gathered: torch.Tensor = hvd.synchronize(handle)
     return gathered.numpy().tobytes()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import horovod.torch as hvd
@@ -15,6 +16,7 @@ import horovod_dgc
 from horovod_dgc import _checks, agreement
 from horovod_dgc.method import Method
 from horovod_dgc.stats import Stats, TensorStats
+from horovod_dgc.torch import state as states
 from horovod_dgc.torch.backends import Backend, TorchBackend, backend_for
 from horovod_dgc.torch.collectives import gather_bytes
 from horovod_dgc.torch.exchange import Exchange
@@ -89,6 +91,12 @@ class Compression:
         self._owner: Any = None
         self._takeover: Takeover | None = None
         self._step: Step | None = None
+        self._momentum = method.corrects_momentum and isinstance(optimizer, torch.optim.SGD)
+        # Known from the first exchange on, or from what has been loaded.
+        self._process_set: Any = None
+        self._reduction: str | None = None
+        # State that has been loaded, and not yet compared with the optimizer's and with the other ranks'.
+        self._unproven = False
         self._exchanges = 0
         self._totals = TensorStats()
         self._last = TensorStats()
@@ -104,7 +112,7 @@ class Compression:
         entry = self._identify(tensor)
         if self._step is None or self._step.sealed:
             self._step = self._begin()
-        elif entry in self._step:
+        elif self._step.given_up or entry in self._step:
             # The exchange before was never synchronized, so nothing of it has been committed.
             self._step.discard()
             self._step = self._begin()
@@ -120,6 +128,8 @@ class Compression:
             self._takeover.refuse_sparse()
             return output
         step = ctx.step
+        if step.given_up:
+            raise RuntimeError("this step was given up when load_state_dict() replaced the state it had begun with")
         wait = step.waited()
         if not step.sealed:
             wait += step.seal()
@@ -136,6 +146,86 @@ class Compression:
         tensors = {tensor.name: tensor.measured() for tensor in self._tensors}
         self._totals.residual_norm = math.sqrt(sum(t.residual_norm**2 for t in tensors.values()))
         return Stats(dataclasses.replace(self._totals), dataclasses.replace(self._last), tensors)
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's state: all that a resumed job needs beside the model, the optimizer and its schedules.
+
+        Each rank has its own; :func:`~horovod_dgc.torch.save_checkpoint` saves those of all ranks. Between
+        ``backward()`` and ``step()`` it is the state before that step. Counts of :meth:`stats` are not part of it.
+
+        Returns:
+            Numbers, texts and, under ``"tensors"`` by parameter name, ``shape``, ``stepped``, ``residual`` and
+            ``velocity``: float32 in the parameter's shape, on its device, None where nothing has been exchanged yet
+            (always with one worker) or the optimizer keeps its momentum. As in torch, they are not copies.
+        """
+        process_set = self._members(None)
+        return states.collect(
+            self._tensors,
+            self.method,
+            rank=process_set.rank(),
+            workers=process_set.size(),
+            reduction=self._reduction,
+            exchanges=self._exchanges,
+        )
+
+    def load_state_dict(self, state: Mapping[str, Any], *, process_set: Any = None) -> None:
+        """Go on from a state of :meth:`state_dict`, before the first exchange or later.
+
+        The next exchange compares number of exchanges and configuration across ranks once more. A step that is under
+        way (after ``backward()``, before ``step()``) is given up: finishing it raises RuntimeError. Other settings of
+        the same method are allowed, with a warning on the first rank.
+
+        Args:
+            state: this rank's, copied. One without residuals may come from any rank and number of workers.
+            process_set: the optimizer's, if that is not the global one and has not exchanged yet.
+
+        Raises:
+            ValueError: another version, method, rank, number of workers or set of parameters, other shapes or dtypes,
+                values that are not finite, or residuals for a job of one worker; nothing has changed.
+        """
+        self._prepare_load(state, process_set)()
+
+    def _prepare_load(self, state: Mapping[str, Any], process_set: Any) -> Callable[[], None]:
+        """Check a state in full, and return what puts it in place and cannot fail."""
+        states.check_header(state, self.method)
+        loaded = states.check_tensors(state, self._tensors, momentum=self._momentum)
+        process_set = self._members(process_set)
+        place = (process_set.rank(), process_set.size())
+        empty = states.is_empty(state)
+        if not empty and hvd.size() == 1:
+            raise ValueError(
+                "state must have no residuals for a job of one worker, where Horovod calls no compression: they would "
+                "never be applied. load_checkpoint(..., resize='drop') drops them"
+            )
+        if not empty and (state["rank"], state["workers"]) != place:
+            raise ValueError(
+                f"state must be of rank {place[0]} of {place[1]}, got rank {state['rank']} of {state['workers']}; "
+                "load_checkpoint() gives each rank its own, and fits them to another number of workers"
+            )
+
+        if state["settings"] != self.method.configuration() and place[0] == 0:
+            warnings.warn(
+                f"the state was made with {state['settings']}; from here on {self.method.configuration()} applies",
+                stacklevel=3,
+            )
+
+        def put() -> None:
+            if self._step is not None and not self._step.sealed:
+                self._step.given_up = True
+            for entry in loaded:
+                entry.tensor.replace(entry.residual, entry.velocity, entry.stepped)
+            self._exchanges = state["exchanges"]
+            self._reduction = None if empty else state["reduction"]
+            self._process_set = process_set
+            self._unproven = True
+
+        return put
+
+    def _members(self, process_set: Any) -> Any:
+        """The process set that is meant, as far as is known before the first exchange."""
+        if process_set is not None:
+            return process_set
+        return hvd.global_process_set if self._process_set is None else self._process_set
 
     def _conclude(self, step: Step) -> None:
         if step.abandoned:
@@ -202,7 +292,7 @@ class Compression:
         )
 
     def _own(self, owner: Any) -> None:
-        if owner is self._owner:
+        if owner is self._owner and not self._unproven:
             return
         if getattr(owner, "op", hvd.Adasum) not in (hvd.Average, hvd.Sum):
             raise ValueError(
@@ -213,15 +303,38 @@ class Compression:
         unknown = [name for p, name in owner._parameter_names.items() if id(p) not in known and p.requires_grad]
         if unknown:
             raise ValueError(f"named_parameters of Compression lacks {', '.join(unknown)}")
-        takeover = Takeover(owner, momentum=self.method.corrects_momentum)
+        known_owner = owner is self._owner and self._takeover is not None
+        takeover = self._takeover if known_owner else Takeover(owner, momentum=self._momentum)
+        assert takeover is not None
         members = owner.process_set
         agreement.require(
             self._configuration(owner, takeover),
             agreement.ranks_of(members),
             lambda data, name: gather_bytes(data, name, members, self._timeout),
         )
-        takeover.attach()
+        reduction = "average" if owner.op == hvd.Average else "sum"
+        if self._unproven:
+            self._prove(members, reduction, takeover)
+        if not known_owner:
+            takeover.attach()
         self._owner, self._takeover = owner, takeover
+        self._process_set, self._reduction = members, reduction
+
+    def _prove(self, members: Any, reduction: str, takeover: Takeover) -> None:
+        """Compare what has been loaded with the optimizer, which only an exchange shows."""
+        if self._reduction not in (None, reduction):
+            raise ValueError(f"op must be that of the loaded state, {self._reduction}, got {reduction}")
+        place, expected = ((s.rank(), s.size()) for s in (members, self._process_set))
+        if self._reduction is not None and place != expected:
+            raise ValueError(
+                f"the state was loaded for rank {expected[0]} of {expected[1]}, but in the optimizer's process_set "
+                f"this is rank {place[0]} of {place[1]}: load with process_set="
+            )
+        for tensor in self._tensors:
+            if tensor.residual is not None:
+                # The loaded velocity stands in its place.
+                takeover.momentum_buffer(tensor.parameter)
+        self._unproven = False
 
     def _configuration(self, owner: Any, takeover: Takeover) -> str:
         scaled = "with" if self._grad_scaler is not None else "without"
@@ -230,6 +343,7 @@ class Compression:
             f"method {self.method.configuration()}",
             f"transport {self._transport or 'auto'}, {scaled} grad_scaler",
             f"optimizer {type(owner).__name__}, momentum corrected: {takeover.momentum}",
+            f"exchanges done: {self._exchanges}",
         ]
         lines += [
             f"parameter {tensor.name} {tuple(tensor.parameter.shape)} {tensor.parameter.dtype}"

@@ -32,6 +32,9 @@ class Step:
         loss_scale: factor that all gradients carry.
         expected: number of gradients that a step has, where all are dense.
         token_count: number of one-element tensors that may be needed.
+
+    Attributes:
+        given_up: whether the state that the step began with has been replaced, so that it cannot be finished.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Step:
         self.deferred = method.clip_norm is not None and method.clip_scope == "global"
         self.sealed = False
         self.abandoned = False
+        self.given_up = False
         self._number = number
         self._expected = expected
         self._groups = takeover.group_of()

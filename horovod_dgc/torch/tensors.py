@@ -40,6 +40,22 @@ class Tensor:
                 self.velocity.copy_(buffer.reshape(-1))
                 self.stepped = True
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds: plain values, and the live residual and velocity in the parameter's shape."""
+        shape = self.parameter.shape
+        return {
+            "shape": list(shape),
+            "stepped": self.stepped,
+            "residual": None if self.residual is None else self.residual.view(shape),
+            "velocity": None if self.velocity is None else self.velocity.view(shape),
+        }
+
+    def replace(self, residual: torch.Tensor | None, velocity: torch.Tensor | None, stepped: bool) -> None:
+        """Go on from this state (float32, flat, on the parameter's device); None: as before the first exchange."""
+        self.residual, self.velocity, self.stepped = residual, velocity, stepped
+        self.residual_view = None if residual is None else self.backend.view(residual)
+        self.velocity_view = None if velocity is None else self.backend.view(velocity)
+
     def weights_view(self) -> Any:
         """The parameter's values, flat, as the backend reads them."""
         return self.backend.view(flatten(self.parameter))

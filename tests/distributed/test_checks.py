@@ -10,7 +10,7 @@ from launch import LAUNCHERS
 from outcomes import TIMEOUT_SECONDS, grid, outcome
 
 HERE = Path(__file__).parent
-MODULES = ("dense", "invariants", "models", "options", "refusals")
+MODULES = ("checkpoint_refusals", "checkpoints", "dense", "invariants", "models", "options", "refusals")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,16 @@ def test_one_worker_is_plain_sgd(launcher: str) -> None:
     finished = run(launcher, 1, [str(HERE / "one_worker.py")], timeout=120)
     assert finished.returncode == 0, finished.output
     assert "one worker is plain SGD" in finished.output
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_one_worker_saves_and_loads(launcher: str) -> None:
+    # For what its checks share with those of several ranks.
+    paths = os.pathsep.join([str(HERE), str(HERE.parent / "support")])
+    script = str(HERE / "one_worker_checkpoints.py")
+    finished = run(launcher, 1, [script], timeout=120, extra={"PYTHONPATH": paths})
+    assert finished.returncode == 0, finished.output
+    assert "one worker's checkpoints are lossless" in finished.output
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
