@@ -175,7 +175,7 @@ class _Graphs:
             self._agree(call, exchanged)
             self._agreed.add(key)
         with tf.init_scope():
-            self._takeover.activate()
+            self._takeover.activate(call.workers if call.op == hvd.Sum else 1)
         starts = self._method.stages()
         assert starts is not None
         # Horovod calls from inside a tf.cond for each variable. A step is about all of them: its operations belong

@@ -58,15 +58,21 @@ class Takeover:
         for tensor in self._corrected:
             self._variables.update(id(known) for known in named[tensor.position])
 
-    def activate(self) -> None:
-        """From now on momentum is applied here, beginning with what the optimizer has gathered so far; eager."""
+    def activate(self, workers_added_up: int) -> None:
+        """From now on momentum is applied here, beginning with what the optimizer has gathered so far; eager.
+
+        Args:
+            workers_added_up: number of workers whose velocities the reduction adds up, each of which gets its share;
+                1 where it takes their mean.
+        """
         if self.active:
             return
         self.active = True
         for tensor in self._corrected:
             buffer = _momentum_buffer(self.optimizer, tensor.variable)
             if buffer is not None and tf.reduce_any(buffer != 0):
-                tensor.take_momentum(buffer, float(tf.convert_to_tensor(_rate(self.optimizer))))
+                rate = float(tf.convert_to_tensor(_rate(self.optimizer)))
+                tensor.take_momentum(buffer, rate, workers_added_up)
 
     def owner(self, holders: Iterable[Any]) -> Any:
         """The optimizer in charge: one on the calling path that Horovod derived from the given one, or that one."""

@@ -54,11 +54,11 @@ class Tensor(tf.Module):  # type: ignore[misc]
         variables = [self.residual, self.counts, *([self.velocity, self.rate] if self.corrected else [])]
         return [variable.handle for variable in variables]
 
-    def take_momentum(self, buffer: tf.Variable, rate: float) -> None:
-        """Go on from a Keras optimizer's momentum, which is minus the learning rate times the velocity."""
+    def take_momentum(self, buffer: tf.Variable, rate: float, workers: int) -> None:
+        """Go on from a Keras optimizer's momentum, minus the learning rate times the sum of ``workers`` velocities."""
         assert self.velocity is not None and self.rate is not None
         if rate > 0:
-            self.velocity.assign(tf.reshape(tf.cast(buffer, tf.float32), [-1]) / -rate)
+            self.velocity.assign(tf.reshape(tf.cast(buffer, tf.float32), [-1]) / (-rate * workers))
             self.rate.assign(rate)
         buffer.assign(tf.zeros_like(buffer))
 

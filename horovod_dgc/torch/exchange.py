@@ -76,7 +76,7 @@ class Exchange:
         self._transport = step.transport or transport.choose(plan, step.workers)
         local = plan.momentum == "local" and step.takeover.momentum
         if entry.residual is None:
-            entry.prepare(step.takeover)
+            entry.prepare(step.takeover, step.dense_factor if plan.momentum == "local" else 1.0)
         self._update = step.takeover.update(
             self._group,
             unscale=unscale,

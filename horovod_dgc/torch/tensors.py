@@ -30,14 +30,19 @@ class Tensor:
         self.velocity_view: Any = None
         self.stepped = False
 
-    def prepare(self, takeover: Takeover) -> None:
-        """Make the state; the velocity goes on from where the optimizer's momentum buffer stands."""
+    def prepare(self, takeover: Takeover, workers_added_up: float) -> None:
+        """Make the state; the velocity goes on from where the optimizer's momentum buffer stands.
+
+        Args:
+            workers_added_up: number of workers whose velocities the reduction adds up, each of which gets its share
+                of the buffer; 1 where it takes their mean, or where momentum follows the reduction.
+        """
         self.residual, self.residual_view = self._zeros()
         if takeover.momentum:
             self.velocity, self.velocity_view = self._zeros()
             buffer = takeover.momentum_buffer(self.parameter)
             if buffer is not None:
-                self.velocity.copy_(buffer.reshape(-1))
+                self.velocity.copy_(buffer.reshape(-1) / workers_added_up)
                 self.stepped = True
 
     def state(self) -> dict[str, Any]:

@@ -11,13 +11,16 @@ from outcomes import grid, outcome
 HERE = Path(__file__).parent
 TIMEOUT_SECONDS = 480
 MODULES = ("dense", "fitting", "invariants", "models", "refusals")
-LAUNCHES = (("mpirun", 2), ("horovodrun", 3))
+ALL = (("mpirun", 2), ("horovodrun", 3))
 LEGACY = (("TF_USE_LEGACY_KERAS", "1"),)
 
-CASES = [((), *case) for case in grid(HERE, MODULES, LAUNCHES)]
 if importlib.metadata.version("keras").startswith("3"):
+    CASES = [((), *case) for case in grid(HERE, MODULES, ALL)]
     # TensorFlow with tf_keras: what depends on Keras, Horovod's own optimizer included.
-    CASES += [(LEGACY, *case) for case in grid(HERE, ("dense", "fitting"), (("horovodrun", 2), ("mpirun", 3)))]
+    CASES += [(LEGACY, *case) for case in grid(HERE, ("dense", "fitting"), (("horovodrun", 2),))]
+else:
+    CASES = [((), *case) for case in grid(HERE, MODULES, (("mpirun", 2),))]
+    CASES += [((), *case) for case in grid(HERE, ("fitting",), (("horovodrun", 3),))]
 
 
 @pytest.mark.parametrize(

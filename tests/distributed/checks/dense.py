@@ -157,22 +157,23 @@ def check_without_momentum_correction() -> None:
 
 
 def check_momentum_buffers_are_taken_over() -> None:
-    """Compression switched on where the optimizer has momentum already loses none of it."""
-    trajectories = []
-    for compress in (False, True):
-        model = small_model()
-        optimizer = SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=0.01, dampening=0.2)
-        if compress:
-            distributed, _ = compressed(EXACT, model, optimizer, settings={})
-        else:
-            distributed = distribute(model, optimizer)
-        hvd.broadcast_parameters(model.state_dict(), root_rank=0)
-        hvd.broadcast_optimizer_state(distributed, root_rank=0)
-        generator = torch.Generator().manual_seed(5)
-        for parameter in model.parameters():
-            distributed.state[parameter]["momentum_buffer"] = torch.randn(parameter.shape, generator=generator)
-        trajectories.append(train(model, distributed))
-    assert_same_trajectory(trajectories[1], trajectories[0])
+    """Compression switched on where the optimizer has momentum already loses none of it, and adds none."""
+    for op in (hvd.Average, hvd.Sum):
+        trajectories = []
+        for compress in (False, True):
+            model = small_model()
+            optimizer = SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=0.01, dampening=0.2)
+            if compress:
+                distributed, _ = compressed(EXACT, model, optimizer, settings={}, op=op)
+            else:
+                distributed = distribute(model, optimizer, op=op)
+            hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+            hvd.broadcast_optimizer_state(distributed, root_rank=0)
+            generator = torch.Generator().manual_seed(5)
+            for parameter in model.parameters():
+                distributed.state[parameter]["momentum_buffer"] = torch.randn(parameter.shape, generator=generator)
+            trajectories.append(train(model, distributed))
+        assert_same_trajectory(trajectories[1], trajectories[0])
 
 
 def check_groups_show_the_users_values_between_steps() -> None:

@@ -241,14 +241,15 @@ def check_a_tape_for_each_part_of_the_model() -> None:
 
 def check_momentum_that_the_optimizer_has_gathered_already() -> None:
     """Compression added in the middle of a training loses none of it."""
-    ends = []
-    for late in (True, False):
-        model, optimizer = Dense(), sgd(learning_rate=0.05)
-        first = Trainer(model, None, optimizer)
-        first.run(steps=3)
-        trainer = Trainer(model, EXACT, optimizer) if late else first
-        ends.append(trainer.run(steps=4, first=3))
-    assert_same_trajectory(*ends)
+    for op in (hvd.Average, hvd.Sum):
+        ends = []
+        for late in (True, False):
+            model, optimizer = Dense(), sgd(learning_rate=0.02)
+            first = Trainer(model, None, optimizer, op=op)
+            first.run(steps=3)
+            trainer = Trainer(model, EXACT, optimizer, op=op) if late else first
+            ends.append(trainer.run(steps=4, first=3))
+        assert_same_trajectory(*ends)
 
 
 def check_checkpoints_resume_bit_exactly() -> None:
