@@ -65,14 +65,19 @@ void validate(const Layout& layout, const uint8_t* payloads, size_t count, int t
   }
 }
 
-void decode_add(const Layout& layout, const uint8_t* payloads, size_t count, float* out, float scale,
-                int threads) {
-  validate(layout, payloads, count, threads);
+void add_valid(const Layout& layout, const uint8_t* payloads, size_t count, float* out, float scale,
+               int threads) {
   const std::vector<Range> ranges =
       split(layout.n(), static_cast<int>(useful_threads(layout, count, threads)), 1);
   run_parallel(ranges.size(), [&](size_t i) {
     (layout.dense() ? add_dense : add_sparse)(layout, payloads, count, out, scale, ranges[i]);
   });
+}
+
+void decode_add(const Layout& layout, const uint8_t* payloads, size_t count, float* out, float scale,
+                int threads) {
+  validate(layout, payloads, count, threads);
+  add_valid(layout, payloads, count, out, scale, threads);
 }
 
 }  // namespace dgc

@@ -12,6 +12,10 @@ namespace dgc {
 // payloads: count * layout.nbytes() bytes.
 void validate(const Layout& layout, const uint8_t* payloads, size_t count, int threads);
 
+// What decode_add does with payloads that validate() has passed.
+void add_valid(const Layout& layout, const uint8_t* payloads, size_t count, float* out, float scale,
+               int threads);
+
 // out[i] += scale * value for every coordinate of payloads 0..count-1, in this order at each coordinate, so
 // that the result does not depend on `threads`. Validates first: nothing is written if a payload is
 // malformed. out: layout.n() floats.

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import click
+import datasets
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -23,9 +24,10 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 
 
-def options(**defaults: Any) -> Callable[[Callable], Callable]:
-    """Command-line options of all examples; `defaults` are their defaults where the examples differ."""
+def options(*own: tuple[str, Any, str | None], **defaults: Any) -> Callable[[Callable], Callable]:
+    """Command-line options of an example: its `own`, then those of all; `defaults` are the defaults of either."""
     declarations = [
+        *own,
         ("--batch-size", COUNT, "Training batch of one worker and one backward pass."),
         ("--test-batch-size", COUNT, "Validation batch of one worker."),
         ("--epochs", COUNT, "Passes over the training data."),
@@ -69,6 +71,43 @@ def options(**defaults: Any) -> Callable[[Callable], Callable]:
         return command
 
     return decorate
+
+
+image_options = options(
+    ("--dataset", click.Choice(list(datasets.IMAGES)), None),
+    ("--width", COUNT, "Channels after the stem."),
+    dataset="fashion-mnist",
+    width=24,
+    batch_size=64,
+    test_batch_size=500,
+    epochs=5,
+    base_lr=0.025,
+    warmup_epochs=1.0,
+    momentum=0.9,
+    wd=5e-4,
+    dgc_warmup_epochs=1.0,
+)
+language_model_options = options(
+    ("--dataset", click.Choice(list(datasets.TEXTS)), None),
+    ("--vocabulary", click.IntRange(2), "Known words."),
+    ("--width", COUNT, "Of embedding and LSTM layers."),
+    ("--dropout", click.FloatRange(0, 1, max_open=True), None),
+    ("--bptt", COUNT, "Time steps per batch."),
+    dataset="brown",
+    vocabulary=10_000,
+    width=128,
+    dropout=0.0,
+    bptt=25,
+    batch_size=10,
+    test_batch_size=10,
+    epochs=1,
+    base_lr=0.25,
+    warmup_epochs=0.1,
+    momentum=0.9,
+    wd=0.0,
+    dgc_warmup_epochs=0.25,
+    clip_norm=2.0,
+)
 
 
 class Job:

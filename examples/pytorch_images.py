@@ -71,18 +71,7 @@ def flipped(images: torch.Tensor) -> torch.Tensor:
 
 
 @click.command(help=__doc__.splitlines()[0])
-@click.option("--dataset", type=click.Choice(list(datasets.IMAGES)), default="fashion-mnist", show_default=True)
-@click.option("--width", type=common.COUNT, default=24, show_default=True, help="Channels after the stem.")
-@common.options(
-    batch_size=64,
-    test_batch_size=500,
-    epochs=5,
-    base_lr=0.025,
-    warmup_epochs=1.0,
-    momentum=0.9,
-    wd=5e-4,
-    dgc_warmup_epochs=1.0,
-)
+@common.image_options
 def main(**options: Any) -> None:
     args = SimpleNamespace(**options)
     device = common_pytorch.start(args)

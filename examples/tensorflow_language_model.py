@@ -69,22 +69,7 @@ def uniform(limit: float) -> tf.keras.initializers.Initializer:
 
 
 @click.command(help=__doc__.splitlines()[0])
-@click.option("--dataset", type=click.Choice(list(datasets.TEXTS)), default="brown", show_default=True)
-@click.option("--vocabulary", type=click.IntRange(2), default=10_000, show_default=True, help="Known words.")
-@click.option("--width", type=common.COUNT, default=128, show_default=True, help="Of embedding and LSTM layers.")
-@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True)
-@click.option("--bptt", type=common.COUNT, default=25, show_default=True, help="Time steps per batch.")
-@common.options(
-    batch_size=10,
-    test_batch_size=10,
-    epochs=1,
-    base_lr=0.25,
-    warmup_epochs=0.1,
-    momentum=0.9,
-    wd=0.0,
-    dgc_warmup_epochs=0.25,
-    clip_norm=2.0,
-)
+@common.language_model_options
 def main(**options: Any) -> None:
     args = SimpleNamespace(**options)
     common_tensorflow.start(args)

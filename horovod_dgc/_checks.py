@@ -51,3 +51,12 @@ def flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {value!r}")
     return value
+
+
+def reduction(op: object, allowed: Collection[object]) -> None:
+    """Raise ValueError unless Horovod's reduction ``op`` is among ``allowed``, its Average and Sum."""
+    if op not in allowed:
+        raise ValueError(
+            "op must be hvd.Average or hvd.Sum for compressed gradients: Adasum and other reductions need the dense "
+            "gradient of every worker"
+        )

@@ -219,6 +219,13 @@ class Method(ABC):
         return self.plan((1, numel), step)
 
 
+def checked(method: object) -> Method:
+    """Return ``method``; raise ValueError unless it is one."""
+    if not isinstance(method, Method):
+        raise ValueError(f"method must be a horovod_dgc method such as DGC(density=0.001), got {method!r}")
+    return method
+
+
 def clip_factor(norm: float, clip_norm: float, workers: int) -> float:
     """Factor in (0, 1] that brings a local gradient norm under ``clip_norm / sqrt(workers)``.
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
+from horovod_dgc import _checks
 from horovod_dgc.method import Plan
 
 Transport = Literal["gather", "allreduce"]
 FLOAT32_NBYTES = 4
+
+
+def forced(name: object) -> Transport | None:
+    """The transport that the option ``transport`` forces for every tensor; None for "auto", the choice by cost."""
+    _checks.one_of("transport", name, ("auto", "gather", "allreduce"))
+    return None if name == "auto" else cast(Transport, name)
 
 
 def received_nbytes(plan: Plan, workers: int, transport: Transport) -> float:

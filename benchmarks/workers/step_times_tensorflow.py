@@ -65,16 +65,12 @@ def barrier() -> None:
     hvd.allreduce(tf.zeros(1), name="barrier").numpy()
 
 
-def gather(value: Any) -> list[Any]:
-    return hvd.allgather_object(value)
-
-
 def main(settings: dict[str, Any], answer: Path) -> None:
     hvd.init()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(settings["threads"])
     contenders = {name: Contender(name, turns.shapes_of(settings)) for name in turns.NAMES}
-    turns.write(answer, hvd.rank(), turns.measure(settings, contenders, gather))
+    turns.write(answer, hvd.rank(), turns.measure(settings, contenders, hvd.allgather_object))
 
 
 if __name__ == "__main__":

@@ -65,19 +65,15 @@ REGISTER_OP("HorovodDgcNonfinite")
 
 class NonfiniteOp : public Operation {
  public:
-  explicit NonfiniteOp(OpKernelConstruction* context) : Operation(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("N", &count_));
-  }
+  using Operation::Operation;
 
  protected:
   void run(OpKernelContext* context) override {
     int nonfinite = 0;
-    for (int i = 0; i < count_; ++i) nonfinite += context->input(i).vec<double>()(kFinite) == 0.0;
+    for (int i = 0; i < context->num_inputs(); ++i)
+      nonfinite += context->input(i).vec<double>()(kFinite) == 0.0;
     output(context, 0, TensorShape({1}))->vec<float>()(0) = static_cast<float>(nonfinite);
   }
-
- private:
-  int count_ = 0;
 };
 REGISTER_KERNEL_BUILDER(Name("HorovodDgcNonfinite").Device(DEVICE_CPU), NonfiniteOp);
 
@@ -99,16 +95,15 @@ skipped: true if a gradient was not finite on some rank.
 
 class ConcludeOp : public Operation {
  public:
-  explicit ConcludeOp(OpKernelConstruction* context) : Operation(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("N", &count_));
-  }
+  using Operation::Operation;
 
  protected:
   void run(OpKernelContext* context) override {
     const bool skipped = context->input(0).flat<float>()(0) != 0;
     double ended = 0;
-    for (int i = 0; i < count_; ++i) ended = std::max(ended, context->input(1 + i).vec<double>()(kEnded));
-    const auto progress = variable_of(context, 1 + count_);
+    const int last = context->num_inputs() - 1;
+    for (int i = 1; i < last; ++i) ended = std::max(ended, context->input(i).vec<double>()(kEnded));
+    const auto progress = variable_of(context, last);
     {
       const std::lock_guard lock(*progress->mu());
       Tensor next;
@@ -123,9 +118,6 @@ class ConcludeOp : public Operation {
     }
     output(context, 0, {})->scalar<bool>()() = skipped;
   }
-
- private:
-  int count_ = 0;
 };
 REGISTER_KERNEL_BUILDER(Name("HorovodDgcConclude").Device(DEVICE_CPU), ConcludeOp);
 
@@ -173,7 +165,6 @@ class FinishOp : public Operation {
     OP_REQUIRES_OK(context, context->GetAttr("workers", &workers_));
     OP_REQUIRES_OK(context, context->GetAttr("nesterov", &nesterov_));
     OP_REQUIRES_OK(context, context->GetAttr("masking", &masking_));
-    OP_REQUIRES_OK(context, context->GetAttr("K", &states_));
   }
 
  protected:
@@ -193,7 +184,7 @@ class FinishOp : public Operation {
     if (message == Message::payloads)
       validate(layout, bytes_of(received), static_cast<size_t>(workers_),
                threads_for(context, received.NumElements()));
-    State state(context, 8, states_, plan_.numel());
+    State state(context, 8, plan_.numel());
     state.own(context);
 
     // The gradient's own memory serves for the result where nobody else needs it any more.
@@ -255,8 +246,8 @@ class FinishOp : public Operation {
                float scale, float* out) const {
     const int64_t n = plan_.numel();
     if (message == Message::payloads) {
-      dgc::decode_add(layout, bytes_of(received), static_cast<size_t>(workers_), out, scale,
-                      threads_for(context, static_cast<int64_t>(received.NumElements())));
+      add_valid(layout, bytes_of(received), static_cast<size_t>(workers_), out, scale,
+                threads_for(context, static_cast<int64_t>(received.NumElements())));
     } else if (message == Message::float16) {
       const auto* values = static_cast<const Eigen::half*>(data_of(received));
       for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(values[i]) * scale;
@@ -296,7 +287,6 @@ class FinishOp : public Operation {
   int64_t workers_ = 0;
   bool nesterov_ = false;
   bool masking_ = false;
-  int states_ = 0;
 };
 REGISTER_KERNEL_BUILDER(Name("HorovodDgcFinish").Device(DEVICE_CPU), FinishOp);
 

@@ -3,9 +3,9 @@
 //   Propose -> payload -> (a collective of Horovod) ----------------> Finish
 //          -> Nonfinite -> (one more for the step) -> Conclude -> skipped -^
 //
-// A step is a transaction over all variables: Propose only reads the state, Conclude learns from what every
-// rank sent whether a gradient was not finite anywhere, and Finish commits and decodes, or leaves all state
-// as it was. They are stateful: none may be folded away, shared or run twice.
+// A step is a transaction over all variables: Propose only reads the state, Conclude learns whether a
+// gradient was not finite on any rank, and Finish commits and decodes, or leaves all state as it was. They
+// are stateful: none may be folded away, shared or run twice.
 #pragma once
 
 #include <algorithm>
@@ -129,9 +129,10 @@ class Plan {
 // rate in whose units the velocity stands. Its locks are held for as long as the object lives.
 class State {
  public:
-  State(OpKernelContext* context, int first, int count, int64_t numel) {
-    held_.reserve(static_cast<size_t>(count));
-    for (int i = 0; i < count; ++i) held_.emplace_back(variable_of(context, first + i));
+  // Its handles are the operation's last inputs, from `first` on.
+  State(OpKernelContext* context, int first, int64_t numel) {
+    held_.reserve(static_cast<size_t>(context->num_inputs() - first));
+    for (int i = first; i < context->num_inputs(); ++i) held_.emplace_back(variable_of(context, i));
     const int64_t expected[] = {numel, 2 * kCounts, numel, 1};
     for (size_t i = 0; i < held_.size(); ++i) {
       const int64_t elements = tensor(i)->NumElements();

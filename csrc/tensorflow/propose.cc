@@ -13,11 +13,6 @@ namespace {
 using tensorflow::DEVICE_CPU;
 using tensorflow::shape_inference::InferenceContext;
 
-absl::Status unknown_length(InferenceContext* c) {
-  c->set_output(0, c->Vector(InferenceContext::kUnknownDim));
-  return absl::OkStatus();
-}
-
 // An address that tells one variable from another for as long as both live.
 int64_t identity_of(const Var* variable) {
   return static_cast<int64_t>(reinterpret_cast<intptr_t>(variable));
@@ -76,18 +71,19 @@ REGISTER_OP("HorovodDgcPropose")
     .Attr("sample_ratio: float")
     .Input("gradient: T")
     .Input("variable: resource")
-    .Input("state: K * resource")
     .Input("unscale: double")
     .Input("momentum: double")
     .Input("rate: double")
+    .Input("state: K * resource")
     .Output("payload: uint8")
     .Output("stage: int64")
     .Output("applied: double")
     .SetIsStateful()
     .SetShapeFn([](InferenceContext* c) {
+      c->set_output(0, c->Vector(InferenceContext::kUnknownDim));
       c->set_output(1, c->Scalar());
       c->set_output(2, c->Vector(kApplied));
-      return unknown_length(c);
+      return absl::OkStatus();
     })
     .Doc(R"doc(
 Selects and codes what one variable sends in this step; changes no state.
@@ -110,7 +106,6 @@ class ProposeOp : public Operation {
     OP_REQUIRES_OK(context, context->GetAttr("starts", &starts_));
     OP_REQUIRES_OK(context, context->GetAttr("nesterov", &nesterov_));
     OP_REQUIRES_OK(context, context->GetAttr("sample_ratio", &sample_ratio_));
-    OP_REQUIRES_OK(context, context->GetAttr("K", &states_));
   }
 
  protected:
@@ -127,14 +122,14 @@ class ProposeOp : public Operation {
           "a gradient taken for that of " + label_ +
           " belongs to a variable of another model: each model and each optimizer needs a "
           "horovod_dgc.tensorflow.Compression of its own");
-    State state(context, 2, states_, n);
+    State state(context, 5, n);
 
-    const double unscale = context->input(2 + states_).scalar<double>()();
-    const double rate = context->input(4 + states_).scalar<double>()();
+    const double unscale = context->input(2).scalar<double>()();
+    const double rate = context->input(4).scalar<double>()();
     double momentum = 0.0;
     double velocity_scale = 1.0;
     if (state.has_velocity()) {
-      momentum = context->input(3 + states_).scalar<double>()();
+      momentum = context->input(3).scalar<double>()();
       // The velocity stands in units of the gradient, and the optimizer multiplies what it is given by
       // today's learning rate. Momentum that was gathered at another rate is worth what it was worth then.
       const auto today = static_cast<float>(rate);  // the precision in which the state keeps it
@@ -176,7 +171,6 @@ class ProposeOp : public Operation {
   std::vector<int64_t> starts_;
   bool nesterov_ = false;
   float sample_ratio_ = 0;
-  int states_ = 0;
 };
 REGISTER_KERNEL_BUILDER(Name("HorovodDgcPropose").Device(DEVICE_CPU), ProposeOp);
 
@@ -205,7 +199,7 @@ class MaskedOp : public Operation {
     const Layout layout = plan_.layout(context->input(1).scalar<int64_t>()());
     auto* dense = static_cast<float*>(data_of(*output(context, 0, TensorShape({plan_.numel()}))));
     std::fill(dense, dense + plan_.numel(), 0.0f);
-    decode_add(layout, bytes_of(context->input(0)), 1, dense, 1.0f, threads_for(context, plan_.numel()));
+    add_valid(layout, bytes_of(context->input(0)), 1, dense, 1.0f, threads_for(context, plan_.numel()));
   }
 
  private:

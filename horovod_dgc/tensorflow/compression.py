@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 import horovod.tensorflow as hvd
 import tensorflow as tf
 
 import horovod_dgc
 from horovod_dgc import _checks, agreement
-from horovod_dgc.method import Method
+from horovod_dgc.method import Method, checked
 from horovod_dgc.stats import Stats, TensorStats
 from horovod_dgc.tensorflow import callers
 from horovod_dgc.tensorflow.callers import Call
@@ -20,7 +20,7 @@ from horovod_dgc.tensorflow.collectives import gather_bytes
 from horovod_dgc.tensorflow.step import Exchange, Step
 from horovod_dgc.tensorflow.takeover import KERAS_3, Takeover, is_optimizer, loss_scale, raw
 from horovod_dgc.tensorflow.tensors import Tensor
-from horovod_dgc.transport import Transport
+from horovod_dgc.transport import Transport, forced
 
 DTYPES = (tf.float32, tf.float64, tf.float16, tf.bfloat16)
 
@@ -64,8 +64,7 @@ class Compression(tf.Module):  # type: ignore[misc]
         transport: str = "auto",
         agreement_timeout: float = 600.0,
     ) -> None:
-        if not isinstance(method, Method):
-            raise ValueError(f"method must be a horovod_dgc method such as DGC(density=0.001), got {method!r}")
+        checked(method)
         if method.stages() is None:
             raise ValueError(
                 f"method must have a density schedule that is known beforehand, such as Warmup(...), got {method!r}: "
@@ -91,7 +90,7 @@ class Compression(tf.Module):  # type: ignore[misc]
             takeover=takeover,
             tensors=tensors,
             progress=self.progress,
-            transport=_checks.one_of("transport", transport, ("auto", "gather", "allreduce")),
+            transport=forced(transport),
             timeout=_checks.in_range("agreement_timeout", agreement_timeout, 0, math.inf, low_open=True),
         )
 
@@ -132,16 +131,15 @@ class _Graphs:
         takeover: Takeover,
         tensors: list[Tensor],
         progress: tf.Variable,
-        transport: str,
+        transport: Transport | None,
         timeout: float,
     ) -> None:
         self._method = method
         self._optimizer = optimizer
         self._takeover = takeover
-        self._tensors = tensors
         self._by_variable = {id(tensor.variable): tensor for tensor in tensors}
         self._progress = progress
-        self._transport: Transport | None = None if transport == "auto" else cast(Transport, transport)
+        self._transport = transport
         self._timeout = timeout
         self._ordinal = next(_ordinals)
         self._one = tf.Variable([1.0], trainable=False, name="one")
@@ -163,11 +161,7 @@ class _Graphs:
         return self._step.exchanges.get(call.position)
 
     def _trace(self, call: Call) -> Step:
-        if call.op not in (hvd.Average, hvd.Sum):
-            raise ValueError(
-                "op must be hvd.Average or hvd.Sum for compressed gradients: Adasum and other reductions need the "
-                "dense gradient of every worker"
-            )
+        _checks.reduction(call.op, (hvd.Average, hvd.Sum))
         exchanged = self._exchanged(call)
         owner = self._takeover.owner(call.holders)
         key = call.process_set.process_set_id

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from horovod_dgc import _checks
 from horovod_dgc.tensorflow import callers
-from horovod_dgc.tensorflow.takeover import KERAS_3, innermost, raw
+from horovod_dgc.tensorflow.takeover import KERAS_3, become, innermost, raw
 
 ORDER = (
     "a LossScaleOptimizer must not be wrapped around a DistributedOptimizer: an overflow on one worker would leave the "
@@ -69,15 +69,7 @@ def DistributedOptimizer(
 
         return hvd_keras.DistributedOptimizer(optimizer, **options)
     _check(optimizer, options)
-    base = type(optimizer)
-    namespace = {
-        **{k: v for k, v in vars(_Distributed).items() if k not in ("__dict__", "__weakref__", "__doc__")},
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "_horovod_dgc_reducer": _Reducer(base, options),
-    }
-    # Past Keras's own __setattr__, which tracks what it is given.
-    object.__setattr__(optimizer, "__class__", type(base.__name__, (base,), namespace))
+    become(optimizer, (_Distributed,), {"_horovod_dgc_reducer": _Reducer(type(optimizer).__name__, options)})
     return optimizer
 
 
@@ -106,8 +98,7 @@ def _check(optimizer: Any, options: dict[str, Any]) -> None:
 class _Reducer:
     """What a distributed optimizer knows of Horovod."""
 
-    def __init__(self, base: type, options: dict[str, Any]) -> None:
-        self.base: Any = base
+    def __init__(self, name: str, options: dict[str, Any]) -> None:
         self.passes: int = options["backward_passes_per_step"]
         self.average_passes: bool = options["average_aggregated_gradients"]
         self.sparse_as_dense: bool = options["sparse_as_dense"]
@@ -115,6 +106,7 @@ class _Reducer:
         self.counter: tf.Variable | None = None
         self._sums: list[tf.Variable] = []
         self._summed: list[int] = []
+        self._name = options["name"] or f"Distributed{name}"
         self._options = options
 
     def reduce(self, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
@@ -125,7 +117,7 @@ class _Reducer:
             groups = [[raw(variable) for variable in group] for group in groups]
         # Horovod caches it by these very arguments, and by whether a graph is being traced.
         allreduce = hvd._make_allreduce_grads_fn(
-            options["name"] or f"Distributed{self.base.__name__}",
+            self._name,
             options["device_dense"],
             options["device_sparse"],
             options["compression"],
@@ -189,20 +181,20 @@ class _Distributed:
         if any(getattr(caller, "inner_optimizer", None) is self for caller in callers.holders()):
             raise ValueError(ORDER)
         reducer = self._horovod_dgc_reducer
-        base = reducer.base
         gradients = list(grads)
         if not gradients:
             return
         if trainable_variables is not None and not self.built:
             self.build(list(trainable_variables))
         variables = list(trainable_variables or self._trainable_variables)
+        apply: Any = super().apply  # type: ignore[misc]
         if reducer.passes == 1:
-            base.apply(self, reducer.reduce(gradients, variables), trainable_variables)
+            apply(reducer.reduce(gradients, variables), trainable_variables)
             return
         reducer.accumulate(gradients, variables)
 
         def last_pass() -> None:
-            base.apply(self, reducer.reduce(reducer.take_sums(gradients), variables), trainable_variables)
+            apply(reducer.reduce(reducer.take_sums(gradients), variables), trainable_variables)
             reducer.clear()
 
         def other_pass() -> None:

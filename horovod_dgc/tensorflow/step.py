@@ -53,10 +53,10 @@ class Exchange:
         self.payload, self._stage, self.applied = library.horovod_dgc_propose(
             self._values,
             self._tensor.variable.handle,
-            self._tensor.state,
             unscale,
             hyperparameters.momentum,
             hyperparameters.rate,
+            self._tensor.state,
             identity=self._tensor.identity,
             label=self._tensor.label,
             starts=self._step.starts,
@@ -118,10 +118,6 @@ class Exchange:
         return library.horovod_dgc_masked(self.payload, self._stage, **self._coding)
 
 
-def _position(tensor: Tensor) -> int:
-    return tensor.position
-
-
 def _bytes(values: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.bitcast(values, tf.uint8), [-1])
 
@@ -177,7 +173,7 @@ class Step:
         nonfinite = hvd.allreduce(
             library.horovod_dgc_nonfinite(applied),
             op=hvd.Sum,
-            name=f"horovod_dgc_nonfinite_{ordinal}_{min(exchanged.values(), key=_position).position}",
+            name=f"horovod_dgc_nonfinite_{ordinal}_{min(tensor.position for tensor in exchanged.values())}",
             ignore_name_scope=True,
             process_set=call.process_set,
         )

@@ -146,6 +146,16 @@ def raw(variable: Any) -> tf.Variable:
     return getattr(variable, "_value", variable) if KERAS_3 and not isinstance(variable, tf.Variable) else variable
 
 
+def become(optimizer: Any, mixins: tuple[type, ...], namespace: dict[str, Any]) -> Any:
+    """Make the optimizer's class a subclass, which is returned, under the same name, so that models save as before."""
+    base = type(optimizer)
+    names = {"__module__": base.__module__, "__qualname__": base.__qualname__}
+    derived = type(base.__name__, (*mixins, base), {**names, **namespace})
+    # Past Keras's own __setattr__, which tracks what it is given.
+    object.__setattr__(optimizer, "__class__", derived)
+    return derived
+
+
 def is_optimizer(candidate: Any) -> bool:
     return isinstance(candidate, tf.compat.v1.train.Optimizer) or _is_keras(innermost(candidate))
 
@@ -233,8 +243,6 @@ def _derive(optimizer: Any, takeover: Takeover) -> None:
             )
 
     namespace: dict[str, Any] = {
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
         "__init_subclass__": classmethod(init_subclass),
         "_horovod_dgc_takeover": takeover,
     }
@@ -242,9 +250,7 @@ def _derive(optimizer: Any, takeover: Takeover) -> None:
         legacy = _is_legacy(optimizer)
         method, attribute = ("_resource_apply_dense", "_momentum") if legacy else ("update_step", "momentum")
         namespace[method] = _without_momentum(takeover, getattr(base, method), attribute)
-    derived: Any = type(base.__name__, (base,), namespace)
-    # Past Keras's own __setattr__, which tracks what it is given.
-    object.__setattr__(optimizer, "__class__", derived)
+    derived = become(optimizer, (), namespace)
 
 
 def _without_momentum(takeover: Takeover, update: Callable[..., Any], attribute: str) -> Callable[..., Any]:

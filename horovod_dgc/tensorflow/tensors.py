@@ -29,7 +29,6 @@ class Tensor(tf.Module):  # type: ignore[misc]
         super().__init__(name=f"tensor_{position}")
         self.position = position
         self.label = name
-        # In a tuple, so that checkpoints of the state do not hold the model once more.
         self._model_variable = _Untracked(variable)
         self.numel = math.prod(variable.shape)
         with tf.device("CPU:0"):

@@ -7,14 +7,14 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import horovod.torch as hvd
 import torch
 
 import horovod_dgc
 from horovod_dgc import _checks, agreement
-from horovod_dgc.method import Method
+from horovod_dgc.method import Method, checked
 from horovod_dgc.stats import Stats, TensorStats
 from horovod_dgc.torch import state as states
 from horovod_dgc.torch.backends import Backend, TorchBackend, backend_for
@@ -23,7 +23,7 @@ from horovod_dgc.torch.exchange import Exchange
 from horovod_dgc.torch.step import Step
 from horovod_dgc.torch.takeover import Takeover
 from horovod_dgc.torch.tensors import Tensor
-from horovod_dgc.transport import Transport
+from horovod_dgc.transport import forced
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # Frames between compress() and the optimizer's method that holds the parameter: a comprehension and its caller.
@@ -69,16 +69,14 @@ class Compression:
         backend: str = "auto",
         agreement_timeout: float = 600.0,
     ) -> None:
-        if not isinstance(method, Method):
-            raise ValueError(f"method must be a horovod_dgc method such as DGC(density=0.001), got {method!r}")
+        checked(method)
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         if grad_scaler is not None and not hasattr(grad_scaler, "get_scale"):
             raise ValueError(f"grad_scaler must be a GradScaler or None, got {grad_scaler!r}")
         self.method = method
         self._grad_scaler = grad_scaler
-        _checks.one_of("transport", transport, ("auto", "gather", "allreduce"))
-        self._transport: Transport | None = None if transport == "auto" else cast(Transport, transport)
+        self._transport = forced(transport)
         self._plain_torch = _checks.one_of("backend", backend, ("auto", "torch")) == "torch"
         self._timeout = _checks.in_range("agreement_timeout", agreement_timeout, 0, math.inf, low_open=True)
         names = _name(optimizer, named_parameters)
@@ -294,11 +292,7 @@ class Compression:
     def _own(self, owner: Any) -> None:
         if owner is self._owner and not self._unproven:
             return
-        if getattr(owner, "op", hvd.Adasum) not in (hvd.Average, hvd.Sum):
-            raise ValueError(
-                "op must be hvd.Average or hvd.Sum for compressed gradients: Adasum and other reductions need "
-                "the dense gradient of every worker"
-            )
+        _checks.reduction(getattr(owner, "op", hvd.Adasum), (hvd.Average, hvd.Sum))
         known = self._by_parameter
         unknown = [name for p, name in owner._parameter_names.items() if id(p) not in known and p.requires_grad]
         if unknown:

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import horovod.tensorflow as hvd
 import numpy as np
-
-sys.path.append(str(Path(__file__).parent))
-
 from checks.common import Dense, Trainer, crossentropy, data, keras_model, sgd, vector
 
 from horovod_dgc import DGC

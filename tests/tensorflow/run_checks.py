@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import pickle
+import json
 from typing import Any
 
 import horovod.tensorflow as hvd
 import tensorflow as tf
 from rank import run_checks
 
+from horovod_dgc import agreement
 from horovod_dgc.tensorflow.collectives import gather_bytes
 
 
 def gather(value: Any, name: str) -> list[Any]:
-    data = pickle.dumps(value)
-    sizes = gather_bytes(len(data).to_bytes(8, "little"), f"{name}.size", hvd.global_process_set, 60)
-    everything = gather_bytes(data, f"{name}.value", hvd.global_process_set, 60)
-    values = []
-    for i in range(hvd.size()):
-        size = int.from_bytes(sizes[8 * i : 8 * i + 8], "little")
-        values.append(pickle.loads(everything[:size]))
-        everything = everything[size:]
-    return values
+    everybody = hvd.global_process_set
+    texts = agreement.texts(
+        json.dumps(value), hvd.size(), lambda data, label: gather_bytes(data, label, everybody, 60), name
+    )
+    return [json.loads(text) for text in texts]
 
 
 tf.config.threading.set_intra_op_parallelism_threads(1)

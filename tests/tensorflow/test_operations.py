@@ -41,10 +41,10 @@ class Variable:
         return library.horovod_dgc_propose(
             gradient,
             self.model.handle,
-            self.state,
             tf.constant(0.5, tf.float64),
             tf.constant(momentum, tf.float64),
             tf.constant(rate, tf.float64),
+            self.state,
             identity=int(library.horovod_dgc_identity(self.model.handle)),
             label="w",
             starts=self.starts,
