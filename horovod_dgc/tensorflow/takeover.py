@@ -70,7 +70,9 @@ class Takeover:
         self.active = True
         for tensor in self._corrected:
             buffer = _momentum_buffer(self.optimizer, tensor.variable)
-            if buffer is not None and tf.reduce_any(buffer != 0):
+            # Keras 2 writes its last update there also without momentum: with a velocity from a checkpoint, a
+            # buffer restored beside it holds nothing that the velocity lacks.
+            if buffer is not None and not tensor.started and tf.reduce_any(buffer != 0):
                 rate = float(tf.convert_to_tensor(_rate(self.optimizer)))
                 tensor.take_momentum(buffer, rate, workers_added_up)
 

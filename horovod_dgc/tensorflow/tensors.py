@@ -48,6 +48,11 @@ class Tensor(tf.Module):  # type: ignore[misc]
         return self.velocity is not None
 
     @property
+    def started(self) -> bool:
+        """Whether the velocity is in use: a step was made, here or before the checkpoint that was restored; eager."""
+        return self.rate is not None and bool(self.rate > 0)
+
+    @property
     def state(self) -> list[Any]:
         """Resource handles in the order in which the operations take them."""
         variables = [self.residual, self.counts, *([self.velocity, self.rate] if self.corrected else [])]
