@@ -56,7 +56,12 @@ Data& data() {
   return d;
 }
 
-Layout layout(IndexCoder indices = IndexCoder::elias_fano, ValueCoder values = ValueCoder::float16) {
+ValueCoder value_coder(int64_t number) {
+  constexpr const char* kNames[] = {"float32", "float16", "bfloat16", "int8", "int4"};
+  return ValueCoder(kNames[number]);
+}
+
+Layout layout(IndexCoder indices = IndexCoder::elias_fano, const ValueCoder& values = ValueCoder::float16) {
   return Layout(kN, kK, indices, values);
 }
 
@@ -154,7 +159,7 @@ std::vector<uint32_t> coordinates() {
 
 // Arguments: index coder, value coder. Per coordinate: time / 25600.
 void pack(benchmark::State& state) {
-  const Layout l = layout(static_cast<IndexCoder>(state.range(0)), static_cast<ValueCoder>(state.range(1)));
+  const Layout l = layout(static_cast<IndexCoder>(state.range(0)), value_coder(state.range(1)));
   const std::vector<uint32_t> indices = coordinates();
   std::vector<float> sent(kK);
   std::vector<uint8_t> payload(l.nbytes());
@@ -162,7 +167,7 @@ void pack(benchmark::State& state) {
 }
 
 void check_and_unpack(benchmark::State& state) {
-  const Layout l = layout(static_cast<IndexCoder>(state.range(0)), static_cast<ValueCoder>(state.range(1)));
+  const Layout l = layout(static_cast<IndexCoder>(state.range(0)), value_coder(state.range(1)));
   std::vector<uint32_t> indices = coordinates();
   std::vector<float> sent(kK);
   std::vector<uint8_t> payload(l.nbytes());

@@ -12,7 +12,7 @@ namespace dgc {
 namespace {
 
 constexpr IndexCoder kIndexCoders[] = {IndexCoder::elias_fano, IndexCoder::runlength16, IndexCoder::int32};
-constexpr ValueCoder kValueCoders[] = {ValueCoder::float32, ValueCoder::float16, ValueCoder::bfloat16,
+const ValueCoder kValueCoders[] = {ValueCoder::float32, ValueCoder::float16, ValueCoder::bfloat16,
                                        ValueCoder::int8, ValueCoder::int4};
 
 // The arrays of a step; g and w are kept in the element type asked for.
@@ -189,7 +189,7 @@ TEST(Proposal, EveryCoderKeepsWhatItDoesNotSend) {
   for (const size_t n : {65537u, 150001u}) {
     for (const size_t k : {size_t{6}, n / 1000, n / 4, n - 1, n}) {
       for (const IndexCoder indices : kIndexCoders) {
-        for (const ValueCoder values : kValueCoders) {
+        for (const ValueCoder& values : kValueCoders) {
           const State s(n);
           check_step(Layout(n, k, indices, values), Update(1.0, 0.0, 0.9), s,
                      with_threads(2, k % 2 == 0, true));
@@ -235,7 +235,7 @@ TEST(Proposal, ClusteredDataWithRunLengthsArrivesInTheEnd) {
 
 TEST(Proposal, NothingIsLostOverManySteps) {
   const size_t n = 4096;
-  for (const ValueCoder values : kValueCoders) {
+  for (const ValueCoder& values : kValueCoders) {
     const Layout layout(n, 40, IndexCoder::elias_fano, values);
     State s(n);
     s.use_velocity = false;
