@@ -22,6 +22,7 @@ using dgc::IndexCoder;
 using dgc::Layout;
 using dgc::Options;
 using dgc::Proposal;
+using dgc::Randomness;
 using dgc::Scalar;
 using dgc::Update;
 using dgc::ValueCoder;
@@ -187,6 +188,38 @@ py::array_t<T> view(const std::vector<T>& values, const py::object& owner) {
   return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data(), owner);
 }
 
+// (bytes, sent): each on its own memory, the values are left as they are.
+py::tuple encode_values(const ValueCoder& coder, const py::object& values, const Randomness& randomness,
+                        int threads) {
+  const py::array array = checked_array("values", values, Access::read);
+  const size_t k = static_cast<size_t>(array.size());
+  const float* v = floats("values", values, k, Access::read);
+  checked_threads(threads);
+  py::array_t<uint8_t> bytes(static_cast<py::ssize_t>(dgc::value_bytes(coder, k)));
+  py::array_t<float> sent(static_cast<py::ssize_t>(k));
+  uint8_t* out = bytes.mutable_data();
+  float* s = sent.mutable_data();
+  {
+    py::gil_scoped_release release;
+    dgc::encode_values(coder, v, k, out, s, randomness.own, threads);
+  }
+  return py::make_tuple(std::move(bytes), std::move(sent));
+}
+
+py::array_t<float> decode_values(const ValueCoder& coder, const py::object& bytes, size_t k) {
+  const uint8_t* b =
+      data_of<uint8_t>("bytes", bytes, kUint8, "uint8", dgc::value_bytes(coder, k), Access::read);
+  const std::string wrong = dgc::check_values(coder, k, b);
+  if (!wrong.empty()) throw py::value_error("bytes: " + wrong);
+  py::array_t<float> values(static_cast<py::ssize_t>(k));
+  float* v = values.mutable_data();
+  {
+    py::gil_scoped_release release;
+    dgc::decode_values(coder, k, b, 0, k, v);
+  }
+  return values;
+}
+
 py::tuple pack(const Layout& layout, const py::object& indices, const py::object& values) {
   const size_t k = layout.k();
   const uint32_t* i = data_of<uint32_t>("indices", indices, kUint32, "uint32", k, Access::read);
@@ -273,8 +306,8 @@ Proposal encode(const Layout& layout, const Update& update, const py::object& gr
 std::string layout_repr(const Layout& layout) {
   const auto name = [](const py::object& coder) { return std::string(py::str(coder.attr("name"))); };
   return "Layout(n=" + std::to_string(layout.n()) + ", k=" + std::to_string(layout.k()) +
-         ", indices=IndexCoder." + name(py::cast(layout.indices())) + ", values=ValueCoder." +
-         name(py::cast(layout.values())) + ", nbytes=" + std::to_string(layout.nbytes()) + ")";
+         ", indices=IndexCoder." + name(py::cast(layout.indices())) + ", values=ValueCoder('" +
+         layout.values().name() + "'), nbytes=" + std::to_string(layout.nbytes()) + ")";
 }
 
 }  // namespace
@@ -287,16 +320,25 @@ PYBIND11_MODULE(_core, m) {
       .value("runlength16", IndexCoder::runlength16)
       .value("int32", IndexCoder::int32)
       .finalize();
-  py::native_enum<ValueCoder>(m, "ValueCoder", "enum.Enum", "How the values of a payload are coded.")
-      .value("float32", ValueCoder::float32)
-      .value("float16", ValueCoder::float16)
-      .value("bfloat16", ValueCoder::bfloat16)
-      .value("int8", ValueCoder::int8)
-      .value("int4", ValueCoder::int4)
-      .finalize();
+  py::class_<Randomness>(m, "Randomness")
+      .def(py::init<uint64_t, uint64_t, uint64_t, uint64_t>(), py::arg("seed"), py::arg("tensor"),
+           py::arg("step"), py::arg("rank"));
+  py::class_<ValueCoder>(m, "ValueCoder")
+      .def(py::init<const std::string&>(), py::arg("name"))
+      .def_property_readonly("name", &ValueCoder::name)
+      .def("nbytes", [](const ValueCoder& coder, size_t k) { return dgc::value_bytes(coder, k); }, py::arg("k"))
+      .def("encode", &encode_values, py::arg("values"), py::arg("randomness") = Randomness(),
+           py::arg("threads") = 1)
+      .def("decode", &decode_values, py::arg("bytes"), py::arg("k"))
+      .def("__eq__",
+           [](const ValueCoder& coder, const py::object& other) {
+             return py::isinstance<ValueCoder>(other) && coder == other.cast<const ValueCoder&>();
+           })
+      .def("__hash__", [](const ValueCoder& coder) { return py::hash(py::str(coder.name())); })
+      .def("__repr__", [](const ValueCoder& coder) { return "ValueCoder('" + coder.name() + "')"; });
 
   py::class_<Layout>(m, "Layout")
-      .def(py::init<size_t, size_t, IndexCoder, ValueCoder>(), py::arg("n"), py::arg("k"), py::arg("indices"),
+      .def(py::init<size_t, size_t, IndexCoder, const ValueCoder&>(), py::arg("n"), py::arg("k"), py::arg("indices"),
            py::arg("values"))
       .def_property_readonly("n", &Layout::n)
       .def_property_readonly("k", &Layout::k)
@@ -326,7 +368,7 @@ PYBIND11_MODULE(_core, m) {
            })
       .def("__hash__",
            [](const Layout& layout) {
-             return py::hash(py::make_tuple(layout.n(), layout.k(), layout.indices(), layout.values()));
+             return py::hash(py::make_tuple(layout.n(), layout.k(), layout.indices(), layout.values().name()));
            })
       .def("__repr__", &layout_repr);
 

@@ -25,19 +25,34 @@ class IndexCoder(enum.Enum):
     int32 = 2
     """32 bits each; n < 2**31."""
 
-class ValueCoder(enum.Enum):
-    """How the values of a payload are coded.
+class Randomness:
+    """What one tensor's random numbers in one step follow from: the same for all ranks but for what is drawn alone.
 
-    The 16-bit coders round to nearest even, saturate finite values and turn infinities into NaN. int8 and int4 hold
-    a float32 scale, max|v| / 127 or max|v| / 7, per chunk of 256 values; a chunk with a value that is not finite
-    decodes to NaN throughout.
+    All whole numbers in [0, 2**64); ``rank`` counts from 0.
     """
 
-    float32 = 0
-    float16 = 1
-    bfloat16 = 2
-    int8 = 3
-    int4 = 4
+    def __init__(self, seed: int, tensor: int, step: int, rank: int) -> None: ...
+
+class ValueCoder:
+    """How the values of a payload are coded: a family's name, and for some families numbers, as in "qsgd:4:512".
+
+    float32, float16, bfloat16: the 16-bit coders round to nearest even, saturate finite values and turn infinities
+    into NaN. int8, int4: a float32 scale, max|v| / 127 or max|v| / 7, per chunk of 256 values; a chunk with a value
+    that is not finite decodes to NaN throughout.
+    """
+
+    def __init__(self, name: str) -> None: ...
+    @property
+    def name(self) -> str: ...
+    def nbytes(self, k: int) -> int:
+        """Bytes of k coded values; depends on nothing else."""
+    def encode(self, values: _Floats, randomness: Randomness = ..., threads: int = 1) -> tuple[_Bytes, _Floats]:
+        """(bytes[nbytes(k)], sent[k]) of k values; sent = what decoding gives. Rounds at random where the coder does,
+        by the rank's own stream of ``randomness``."""
+    def decode(self, bytes: _Bytes, k: int) -> _Floats:
+        """The k values, after checking the bytes."""
+    def __eq__(self, other: object) -> bool: ...
+    def __hash__(self) -> int: ...
 
 class Layout:
     """The payload of one tensor: values first, then indices, no header.

@@ -11,13 +11,7 @@ import numpy as np
 
 from horovod_dgc import _checks, _core
 
-VALUES = {coder.name: coder for coder in (
-    _core.ValueCoder.float32,
-    _core.ValueCoder.float16,
-    _core.ValueCoder.bfloat16,
-    _core.ValueCoder.int8,
-    _core.ValueCoder.int4,
-)}  # fmt: skip
+VALUES = ("float32", "float16", "bfloat16", "int8", "int4")
 
 INDICES = {
     "elias-fano": _core.IndexCoder.elias_fano,
@@ -58,7 +52,7 @@ class Coding:
 
 @functools.cache
 def _layout(numel: int, sent: int, indices: str, values: str) -> _core.Layout:
-    return _core.Layout(numel, sent, INDICES[indices], VALUES[values])
+    return _core.Layout(numel, sent, INDICES[indices], _core.ValueCoder(values))
 
 
 def coordinates_to_send(numel: int, density: float) -> int:

@@ -58,7 +58,7 @@ class Plan:
 
     def whole(self) -> Plan:
         """The same tensor with everything sent as it is: what a lone worker does, which has nobody to send to."""
-        layout = _core.Layout(self.numel, self.numel, self.layout.indices, _core.ValueCoder.float32)
+        layout = _core.Layout(self.numel, self.numel, self.layout.indices, _core.ValueCoder("float32"))
         return replace(self, layout=layout, summable=np.dtype(np.float32))
 
 

@@ -98,13 +98,13 @@ class Plan {
  public:
   explicit Plan(OpKernelConstruction* context) {
     int indices = 0;
-    int values = 0;
+    std::string values;
     OP_REQUIRES_OK(context, context->GetAttr("numel", &numel_));
     OP_REQUIRES_OK(context, context->GetAttr("sent", &sent_));
     OP_REQUIRES_OK(context, context->GetAttr("indices", &indices));
     OP_REQUIRES_OK(context, context->GetAttr("values", &values));
     indices_ = static_cast<IndexCoder>(indices);
-    values_ = static_cast<ValueCoder>(values);
+    values_ = ValueCoder(values);
   }
 
   int64_t numel() const { return numel_; }

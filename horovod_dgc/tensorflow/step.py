@@ -38,7 +38,7 @@ class Exchange:
             "numel": tensor.numel,
             "sent": [plan.sent for plan in self._plans],
             "indices": first.layout.indices.value,
-            "values": first.layout.values.value,
+            "values": first.layout.values.name,
         }
         used = set(self._messages)
         # Horovod's own allreduce can take what is summed in one and the same way in all stages.

@@ -33,7 +33,7 @@ class Variable:
             "numel": layout.n,
             "sent": [layout.k] * len(starts),
             "indices": layout.indices.value,
-            "values": layout.values.value,
+            "values": layout.values.name,
         }
         self.starts = list(starts)
 
