@@ -98,7 +98,7 @@ void encode_floor(benchmark::State& state) {
 void encode_pass(benchmark::State& state) {
   Data& d = data();
   const Layout l = layout();
-  for (auto _ : state) benchmark::DoNotOptimize(encode(l, d.update, d.arrays(), Options()));
+  for (auto _ : state) benchmark::DoNotOptimize(encode(*largest(l), d.update, d.arrays(), Options()));
 }
 
 void encode_assume_finite_pass(benchmark::State& state) {
@@ -106,7 +106,7 @@ void encode_assume_finite_pass(benchmark::State& state) {
   const Layout l = layout();
   Options options;
   options.assume_finite = true;
-  for (auto _ : state) benchmark::DoNotOptimize(encode(l, d.update, d.arrays(), options));
+  for (auto _ : state) benchmark::DoNotOptimize(encode(*largest(l), d.update, d.arrays(), options));
 }
 
 void propose_floor(benchmark::State& state) {
@@ -119,7 +119,7 @@ void propose_floor(benchmark::State& state) {
 void propose_pass(benchmark::State& state) {
   Data& d = data();
   const Layout l = layout();
-  for (auto _ : state) benchmark::DoNotOptimize(propose(l, d.update, d.arrays(), Options()));
+  for (auto _ : state) benchmark::DoNotOptimize(propose(*largest(l), d.update, d.arrays(), Options()));
 }
 
 void commit_floor(benchmark::State& state) {
@@ -131,8 +131,8 @@ void commit_pass(benchmark::State& state) {
   Data& d = data();
   Options options;
   options.zero_grad = true;
-  const Proposal p = propose(layout(), d.update, d.arrays(), options);
-  for (auto _ : state) commit(p, d.update, d.arrays(), options);
+  const Proposal p = propose(*largest(layout()), d.update, d.arrays(), options);
+  for (auto _ : state) commit(*largest(layout()), p, d.update, d.arrays(), options);
 }
 
 void gradient_check(benchmark::State& state) {
