@@ -121,79 +121,163 @@ class Update:
     @property
     def nesterov(self) -> bool: ...
 
+class Codec:
+    """From one tensor's accumulated gradient v' to a payload, and from all workers' payloads to their sum.
+
+    Made from a description: a kind and its settings, such as "coordinates n=1000 k=10 indices=elias-fano
+    values=float16 select=largest" (csrc/codec.cc lists them), or from a layout, for its k largest coordinates.
+    """
+
+    def __init__(self, description: str | Layout) -> None: ...
+    @property
+    def description(self) -> str: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def nbytes(self) -> int:
+        """Length of a payload."""
+    @property
+    def sent(self) -> int:
+        """Coordinates that one payload gives values to."""
+    @property
+    def summable(self) -> str | None:
+        """dtype of the numbers that payloads consist of, where the sum of payloads is the payload of the sum."""
+    @property
+    def opening(self) -> tuple[int, bool]:
+        """Floats that the workers reduce before they encode (0: none), and whether by maximum instead of by sum."""
+    @property
+    def memory(self) -> int:
+        """Floats that a worker keeps for the codec between steps."""
+    @property
+    def wants_squares(self) -> bool: ...
+    @property
+    def votes(self) -> bool:
+        """Whether the sum of payloads is to be replaced by its sign."""
+    @property
+    def layout(self) -> Layout | None:
+        """The layout, if what is sent are simply the coordinates of largest |v'|, or all."""
+    def validate(self, payloads: _Bytes) -> None:
+        """ValueError saying which payload is malformed and how. Shape (N, nbytes) or (N * nbytes,)."""
+    def decode_add(
+        self,
+        payloads: _Bytes,
+        out: _Floats,
+        scale: float = 1.0,
+        threads: int = 1,
+        *,
+        randomness: Randomness = ...,
+        opened: _Floats | None = None,
+    ) -> None:
+        """out[n] += scale * the sum of the payloads, in payload order at each coordinate.
+
+        Validates first and writes nothing if a payload is malformed. payloads: (N, nbytes) or (N * nbytes,).
+        """
+    def absorb(self, payloads: _Bytes, memory: _Floats) -> None:
+        """What memory[memory] becomes when all workers' payloads, or their sum as one, have come back."""
+    def poison(self) -> _Bytes:
+        """A valid payload that decodes to NaN: of a gradient that is not finite."""
+    def poisoned(self, payloads: _Bytes) -> bool:
+        """Whether some payload is poison()."""
+
 class Proposal:
     """What a step would send and what it would leave behind; made by propose and encode."""
 
     @property
-    def layout(self) -> Layout: ...
-    @property
     def payload(self) -> _Bytes:
-        """[nbytes]; a view that keeps the proposal alive. Equal to layout.poison() if not finite."""
+        """[nbytes]; a view that keeps the proposal alive. Equal to the codec's poison() if not finite."""
     @property
     def finite(self) -> bool:
         """Whether v' is finite everywhere."""
     @property
     def indices(self) -> NDArray[np.uint32]:
-        """[k], strictly increasing: the coordinates of largest |v'|, ties to the lower index."""
+        """[sent], strictly increasing: the coordinates; of largest |v'|, ties go to the lower index."""
     @property
     def sent(self) -> _Floats:
-        """[k]: what decoding the payload adds at these coordinates; NaN if not finite."""
+        """[sent]: what decoding the payload adds at these coordinates; NaN if not finite."""
+    @property
+    def overflow(self) -> int:
+        """Coordinates that qualified but found no room."""
     def commit(
         self,
         update: Update,
         grad: _Scalars,
-        residual: _Floats,
+        residual: _Floats | None,
         velocity: _Floats | None = None,
         weights: _Scalars | None = None,
         *,
+        memory: _Floats | None = None,
+        squares: _Floats | None = None,
         mask_velocity: bool = True,
         zero_grad: bool = False,
         threads: int = 1,
     ) -> None:
         """Applies the step to the arrays it was proposed from: velocity = u', residual = v' - sent.
 
-        mask_velocity: velocity = 0 where something was sent, if k < n (momentum factor masking). zero_grad: leaves
-        the gradient zeroed. ValueError, and nothing changed, if the proposal is not finite.
+        mask_velocity: velocity = 0 where something was sent, if not all is (momentum factor masking). zero_grad:
+        leaves the gradient zeroed. ValueError, and nothing changed, if the proposal is not finite.
         """
     def masked(self, out: _Floats) -> None:
-        """out[n] = 0, then sent at the selected coordinates: the dense form for an allreduce."""
+        """out[n] = 0, then sent at the coordinates: the dense form for an allreduce."""
 
-def propose(
-    layout: Layout,
+def open(
+    codec: Codec | Layout,
     update: Update,
     grad: _Scalars,
-    residual: _Floats,
+    residual: _Floats | None = None,
     velocity: _Floats | None = None,
     weights: _Scalars | None = None,
     *,
+    randomness: Randomness = ...,
+    memory: _Floats | None = None,
+    threads: int = 1,
+) -> tuple[bool, _Floats]:
+    """(whether v' is finite, this worker's part of the opening round: float32, [opening[0]], NaN if it is not)."""
+
+def propose(
+    codec: Codec | Layout,
+    update: Update,
+    grad: _Scalars,
+    residual: _Floats | None = None,
+    velocity: _Floats | None = None,
+    weights: _Scalars | None = None,
+    *,
+    randomness: Randomness = ...,
+    opened: _Floats | None = None,
+    memory: _Floats | None = None,
+    squares: _Floats | None = None,
     sample_ratio: float = 0.01,
     threads: int = 1,
 ) -> Proposal:
-    """Selects and packs exactly the k coordinates of largest |v'|; writes to none of the arrays.
+    """What the codec makes of v'. Reads the arrays, writes none of them.
 
-    weights: given exactly where update.weight_decay is not 0. velocity None: no momentum correction. sample_ratio
-    (above 0, at most 1) and threads affect speed, never the result.
+    grad, residual (None: nothing is kept), velocity (None: no momentum correction) and weights (exactly where
+    weight_decay is not 0): [n]. opened: what came back from the opening round. memory: the codec's. squares: [n],
+    second moments of this step's gradient where the codec uses them; None for its squares. sample_ratio: share of
+    elements sampled for a threshold estimate, in (0, 1]; it and threads affect speed only.
     """
 
 def encode(
-    layout: Layout,
+    codec: Codec | Layout,
     update: Update,
     grad: _Scalars,
-    residual: _Floats,
+    residual: _Floats | None = None,
     velocity: _Floats | None = None,
     weights: _Scalars | None = None,
     *,
+    randomness: Randomness = ...,
+    opened: _Floats | None = None,
+    memory: _Floats | None = None,
+    squares: _Floats | None = None,
     mask_velocity: bool = True,
     zero_grad: bool = False,
     sample_ratio: float = 0.01,
     threads: int = 1,
     assume_finite: bool = False,
 ) -> Proposal:
-    """propose and commit in one pass over memory, with the same results bit for bit.
+    """propose and commit, where possible in one pass over memory, with the same results.
 
-    A gradient that is not finite leaves all arrays untouched. Finding that out takes a look at the whole gradient
-    first; assume_finite saves it for those who have just taken its norm. What only the pass finds not to be finite (a
-    wrong assumption, or a sum that overflows although all its terms are below 2**60) is lost from the state.
+    A gradient that is not finite leaves the state untouched. assume_finite saves the look at the gradient that this
+    takes: if it is not finite after all, the arrays hold the update, with nothing sent.
     """
 
 def sum_squares(x: _Scalars, threads: int = 1) -> float:

@@ -131,9 +131,10 @@ class Method(ABC):
             outputs: which axis counts a layer's output units, as the framework has it: the first (PyTorch) or the
                 last (Keras).
         """
-        if len(shape) > 1 and math.prod(shape):
-            return self.compressed(tuple(shape), step, outputs)
-        numel = math.prod(shape)
+        dimensions = tuple(shape)
+        numel = math.prod(dimensions)
+        if len(dimensions) > 1 and numel:
+            return self.compressed(dimensions, step, outputs)
         coding = self.exempt_coding
         return Plan(
             codec=coding.codec(numel, numel),
@@ -319,7 +320,7 @@ class Method(ABC):
                 f"payloads must have shape (N, {plan.payload_nbytes}) for {plan.sent} of {plan.numel} coordinates, "
                 f"got {payloads.shape}"
             )
-        shared = {"randomness": self.randomness(tensor, step or 0, 0), "opened": opened}
+        shared: dict[str, Any] = {"randomness": self.randomness(tensor, step or 0, 0), "opened": opened}
         if plan.codec.votes:
             votes = np.zeros_like(out)
             plan.codec.decode_add(payloads, votes, 1.0, threads, **shared)

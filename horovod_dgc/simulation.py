@@ -36,7 +36,7 @@ def exchange(
         if not np.isfinite(grad).all():
             raise ValueError(f"grads[{rank}] must be finite: a job skips a step in which one is not")
     arithmetic = {**arithmetic, "workers": len(grads), "tensor": tensor}
-    openings = [method.open(g, s, rank=rank, **arithmetic) for rank, (g, s) in enumerate(zip(grads, states))]
+    openings: list[Any] = [method.open(g, s, rank=rank, **arithmetic) for rank, (g, s) in enumerate(zip(grads, states))]
     opened = None
     if openings[0] is not None:
         _, maximum = method.plan(shape, step).codec.opening
@@ -45,7 +45,7 @@ def exchange(
         method.encode(g, s, rank=rank, opened=opened, **arithmetic) for rank, (g, s) in enumerate(zip(grads, states))
     ]
     reduced = np.zeros(grads[0].size, np.float32)
-    shared = {"step": step, "shape": shape, "tensor": tensor, "opened": opened}
+    shared: dict[str, Any] = {"step": step, "shape": shape, "tensor": tensor, "opened": opened}
     for state in states[1:]:
         if state.memory is not None:
             method.plan(shape, step).codec.absorb(np.stack(payloads), state.memory)

@@ -82,7 +82,11 @@ class Compression:
         names = _name(optimizer, named_parameters)
         for parameter in names.values():
             method.plan(parameter.shape)
-        self._tensors = [Tensor(name, parameter, self._backend(parameter)) for name, parameter in sorted(names.items())]
+        numbers = {name: number for number, name in enumerate(names)}
+        self._tensors = [
+            Tensor(numbers[name], name, parameter, self._backend(parameter))
+            for name, parameter in sorted(names.items())
+        ]
         self._by_parameter = {id(tensor.parameter): tensor for tensor in self._tensors}
         self._following: dict[int, Tensor] = {}
         self._previous: Tensor | None = None
@@ -152,9 +156,10 @@ class Compression:
         ``backward()`` and ``step()`` it is the state before that step. Counts of :meth:`stats` are not part of it.
 
         Returns:
-            Numbers, texts and, under ``"tensors"`` by parameter name, ``shape``, ``stepped``, ``residual`` and
-            ``velocity``: float32 in the parameter's shape, on its device, None where nothing has been exchanged yet
-            (always with one worker) or the optimizer keeps its momentum. As in torch, they are not copies.
+            Numbers, texts and, under ``"tensors"`` by parameter name, ``shape``, ``stepped``, ``residual``,
+            ``velocity`` and ``memory``: float32 on the parameter's device, the first two in its shape; None where
+            nothing has been exchanged yet (always with one worker), the optimizer keeps its momentum, or the method
+            keeps nothing else. As in torch, they are not copies.
         """
         process_set = self._members(None)
         return states.collect(
@@ -186,7 +191,8 @@ class Compression:
     def _prepare_load(self, state: Mapping[str, Any], process_set: Any) -> Callable[[], None]:
         """Check a state in full, and return what puts it in place and cannot fail."""
         states.check_header(state, self.method)
-        loaded = states.check_tensors(state, self._tensors, momentum=self._momentum)
+        plans = [self.method.plan(tensor.parameter.shape, state["exchanges"]) for tensor in self._tensors]
+        loaded = states.check_tensors(state, self._tensors, plans, momentum=self._momentum)
         process_set = self._members(process_set)
         place = (process_set.rank(), process_set.size())
         empty = states.is_empty(state)
@@ -210,8 +216,8 @@ class Compression:
         def put() -> None:
             if self._step is not None and not self._step.sealed:
                 self._step.given_up = True
-            for entry in loaded:
-                entry.tensor.replace(entry.residual, entry.velocity, entry.stepped)
+            for entry, plan in zip(loaded, plans):
+                entry.put(plan)
             self._exchanges = state["exchanges"]
             self._reduction = None if empty else state["reduction"]
             self._process_set = process_set
@@ -340,7 +346,7 @@ class Compression:
             f"exchanges done: {self._exchanges}",
         ]
         lines += [
-            f"parameter {tensor.name} {tuple(tensor.parameter.shape)} {tensor.parameter.dtype}"
+            f"parameter {tensor.number} {tensor.name} {tuple(tensor.parameter.shape)} {tensor.parameter.dtype}"
             for tensor in self._tensors
             if tensor.parameter.requires_grad
         ]

@@ -57,10 +57,10 @@ class Step:
         self.workers: int = owner.process_set.size()
         self.dense_factor = 1.0 if owner.op == hvd.Average else float(self.workers)
         self.deferred = method.clip_norm is not None and method.clip_scope == "global"
+        self.number = number
         self.sealed = False
         self.abandoned = False
         self.given_up = False
-        self._number = number
         self._expected = expected
         self._groups = takeover.group_of()
         self._exchanges: dict[str, Exchange] = {}
@@ -75,7 +75,7 @@ class Step:
 
     def submit(self, entry: Tensor, gradient: torch.Tensor) -> Exchange:
         """Take one gradient in; unless clipping must wait, encode it and start its collective."""
-        plan = self.method.plan(entry.parameter.shape, self._number)
+        plan = self.method.plan(entry.parameter.shape, self.number)
         position = len(self._exchanges)
         exchange = Exchange(
             self,
@@ -108,9 +108,10 @@ class Step:
                 self._start(exchange, factor / self.loss_scale, carried=False)
         if self._flag is None:
             self._send_flag()
+        waited = sum(exchange.proceed() for exchange in self._exchanges.values())
         began = time.perf_counter()
         self.abandoned = bool(hvd.synchronize(self._flag).item())
-        return time.perf_counter() - began
+        return waited + time.perf_counter() - began
 
     def discard(self) -> None:
         """Wait for what is under way and forget it; nothing has been committed."""

@@ -1,0 +1,81 @@
+"""Every method of the family, in the adapter, against all workers in one process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import horovod.torch as hvd
+import numpy as np
+import torch
+from checks.common import Fed, assert_ranks_identical, compressed
+from family import family
+
+from horovod_dgc import Method, exchange
+
+STEPS = 50
+TRANSPORTS = ("gather", "allreduce")
+
+
+def reduced_alone(method: Method, model: Fed, op: Any) -> list[list[np.ndarray]]:
+    """For each step and parameter what the workers give their optimizers, worked out in this process alone."""
+    shapes = [tuple(p.shape) for p in model.parameters()]
+    states = [[method.init(shape) for _ in range(hvd.size())] for shape in shapes]
+    velocities = [np.zeros(p.numel(), np.float32) for p in model.parameters()]
+    factor = 1.0 if op == hvd.Average else float(hvd.size())
+    momentum = 0.5 if method.corrects_momentum else 0.0
+    steps = []
+    for step in range(STEPS):
+        feeds = [[g.numpy().ravel() for g in model.feed(step, rank)] for rank in range(hvd.size())]
+        results = []
+        for number, shape in enumerate(shapes):
+            local = method.plan(shape, step).momentum == "local"
+            grads = [feed[number] for feed in feeds]
+            result = exchange(method, grads, states[number], tensor=number, momentum=momentum if local else 0.0)
+            result = result * np.float32(factor)
+            if momentum and not local:
+                velocities[number] = np.float32(momentum) * velocities[number] + result
+                result = velocities[number]
+            results.append(result)
+        steps.append(results)
+    return steps
+
+
+def follow(method: Method, transport: str, op: Any, backend: str = "auto") -> None:
+    model = Fed()
+    expected = reduced_alone(method, model, op)
+    # The optimizer applies its own momentum where the method takes none over: then it is left out.
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.5 if method.corrects_momentum else 0.0)
+    settings = {"transport": transport, "backend": backend}
+    optimizer, compression = compressed(method, model, optimizer, settings=settings, op=op)
+    for step in range(STEPS):
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer.zero_grad()
+        model.backward(model.feed(step, hvd.rank()))
+        optimizer.synchronize()
+        for p, result in zip(model.parameters(), expected[step]):
+            difference = np.abs(p.grad.numpy().ravel() - result).max()
+            scale = max(1.0, np.abs(result).max())
+            assert difference <= 2e-5 * scale, f"{method} by {transport}, step {step}: {difference} of {scale}"
+        with optimizer.skip_synchronize():
+            optimizer.step()
+        del before
+    assert_ranks_identical(model.parameters(), f"{method} by {transport}")
+    sent = compression.stats().last.sent
+    if transport == "gather":
+        plans = [method.plan(p.shape, STEPS) for p in model.parameters()]
+        assert sent == sum(plan.payload_nbytes + plan.opening_nbytes for plan in plans)
+
+
+def check_every_method_by_gathered_payloads() -> None:
+    for method in family():
+        follow(method, "gather", hvd.Average)
+
+
+def check_every_method_by_allreduce() -> None:
+    for method in family():
+        follow(method, "allreduce", hvd.Sum)
+
+
+def check_every_method_in_plain_torch() -> None:
+    for method in family():
+        follow(method, "gather", hvd.Average, backend="torch")

@@ -1,0 +1,26 @@
+"""One instance of every method, and of every variant that travels in another way, for checks on real ranks."""
+
+from __future__ import annotations
+
+from horovod_dgc import METHODS, method
+from horovod_dgc.method import Method
+
+# Settings under which a small tensor shows what each method does; a method without an entry is taken as it is.
+VARIANTS: dict[str, list[dict[str, object]]] = {
+    "dgc": [{"density": 0.01, "values": "int8"}, {"density": 0.01, "momentum_correction": False}],
+    "topk": [{"density": 0.02}, {"density": 0.02, "error_feedback": False}],
+    "gradient-dropping": [{"density": 0.02}],
+    "randomk": [{"density": 0.05}, {"density": 0.05, "error_feedback": False, "values": "float16"}],
+    "terngrad": [{}, {"shared_scale": True}],
+    "strom": [{"threshold": 40.0, "cap": 0.1}],
+    "dryden": [{"density": 0.02}],
+    "adacomp": [{"cap": 0.1}],
+    "vgc": [{"cap": 0.1}, {"cap": 0.1, "threshold": 30.0, "values": "float32"}],
+    "powersgd": [{"rank": 1}, {"rank": 3}],
+    "countsketch": [{"density": 0.01}],
+}
+
+
+def family() -> list[Method]:
+    """Every registered method, in each of its variants."""
+    return [method(name, **settings) for name in METHODS for settings in VARIANTS.get(name, [{}])]
