@@ -4,6 +4,8 @@
 #include <array>
 #include <cstring>
 
+#include "instruction_sets.h"
+
 namespace dgc {
 namespace {
 
@@ -11,7 +13,7 @@ constexpr size_t kGroup = 8;  // codes of any width that fill whole bytes
 
 // The low kWidth bits of each of 8 bytes, side by side: pairs, then fours, then all.
 template <unsigned kWidth>
-inline uint64_t gather(uint64_t w) {
+DGC_INLINE uint64_t gather(uint64_t w) {
   w = (w & 0x00ff00ff00ff00ffu) | ((w & 0xff00ff00ff00ff00u) >> (8 - kWidth));
   w = (w & 0x0000ffff0000ffffu) | ((w & 0xffff0000ffff0000u) >> (16 - 2 * kWidth));
   return (w & 0x00000000ffffffffu) | ((w & 0xffffffff00000000u) >> (32 - 4 * kWidth));
@@ -19,7 +21,7 @@ inline uint64_t gather(uint64_t w) {
 
 // The inverse of gather.
 template <unsigned kWidth>
-inline uint64_t scatter(uint64_t w) {
+DGC_INLINE uint64_t scatter(uint64_t w) {
   constexpr uint64_t kFour = (uint64_t{1} << (4 * kWidth)) - 1;
   constexpr uint64_t kTwo = ((uint64_t{1} << (2 * kWidth)) - 1) * 0x0000000100000001u;
   constexpr uint64_t kOne = ((uint64_t{1} << kWidth) - 1) * 0x0001000100010001u;
@@ -28,53 +30,79 @@ inline uint64_t scatter(uint64_t w) {
   return (w & kOne) | ((w & (kOne << kWidth)) << (8 - kWidth));
 }
 
+// The whole bytes of `groups` groups of 8 codes.
 template <unsigned kWidth>
-void pack(const uint8_t* codes, size_t count, uint8_t* bytes) {
-  size_t i = 0;
-  for (; i + kGroup <= count; i += kGroup) {
+DGC_INLINE void pack_groups(const uint8_t* __restrict codes, size_t groups, uint8_t* __restrict bytes) {
+  size_t g = 0;
+  // Words of a size that there is a type for are narrowed by vector instructions; of the others all 8 bytes are
+  // written, those that are too many again by the next groups.
+  constexpr size_t kStored = (kWidth & (kWidth - 1)) == 0 ? kWidth : kGroup;
+  for (; g * kWidth + kStored <= groups * kWidth; ++g) {
     uint64_t w;
-    std::memcpy(&w, codes + i, kGroup);
+    std::memcpy(&w, codes + g * kGroup, kGroup);
     w = gather<kWidth>(w);
-    std::memcpy(bytes + i / kGroup * kWidth, &w, kWidth);
+    std::memcpy(bytes + g * kWidth, &w, kStored);
   }
-  if (i == count) return;
-  uint64_t w = 0;
-  std::memcpy(&w, codes + i, count - i);
-  w = gather<kWidth>(w);
-  std::memcpy(bytes + i / kGroup * kWidth, &w, packed_bytes(count - i, kWidth));
-}
-
-// Codes [from, to) of the group whose bytes begin at `bytes`.
-template <unsigned kWidth>
-void unpack_part(const uint8_t* bytes, size_t from, size_t to, uint8_t* codes) {
-  uint64_t w = 0;
-  std::memcpy(&w, bytes, packed_bytes(to, kWidth));
-  w = scatter<kWidth>(w);
-  uint8_t group[kGroup];
-  std::memcpy(group, &w, kGroup);
-  std::memcpy(codes, group + from, to - from);
+  for (; g < groups; ++g) {
+    uint64_t w;
+    std::memcpy(&w, codes + g * kGroup, kGroup);
+    w = gather<kWidth>(w);
+    std::memcpy(bytes + g * kWidth, &w, kWidth);
+  }
 }
 
 template <unsigned kWidth>
-void unpack(const uint8_t* bytes, size_t first, size_t count, uint8_t* codes) {
-  bytes += first / kGroup * kWidth;
-  size_t i = 0;
-  if (const size_t from = first % kGroup) {
-    i = std::min(count, kGroup - from);
-    unpack_part<kWidth>(bytes, from, from + i, codes);
-    bytes += kWidth;
-  }
-  for (; i + kGroup <= count; i += kGroup, bytes += kWidth) {
+DGC_INLINE void unpack_groups(const uint8_t* __restrict bytes, size_t groups, uint8_t* __restrict codes) {
+  size_t g = 0;
+  constexpr size_t kLoaded = (kWidth & (kWidth - 1)) == 0 ? kWidth : kGroup;
+  for (; g * kWidth + kLoaded <= groups * kWidth; ++g) {
     uint64_t w = 0;
-    std::memcpy(&w, bytes, kWidth);
+    std::memcpy(&w, bytes + g * kWidth, kLoaded);
     w = scatter<kWidth>(w);
-    std::memcpy(codes + i, &w, kGroup);
+    std::memcpy(codes + g * kGroup, &w, kGroup);
   }
-  if (i < count) unpack_part<kWidth>(bytes, 0, count - i, codes + i);
+  for (; g < groups; ++g) {
+    uint64_t w = 0;
+    std::memcpy(&w, bytes + g * kWidth, kWidth);
+    w = scatter<kWidth>(w);
+    std::memcpy(codes + g * kGroup, &w, kGroup);
+  }
 }
+
+struct PackKernels {
+  const char* name;
+  void (*pack[kGroup])(const uint8_t* codes, size_t groups, uint8_t* bytes);
+  void (*unpack[kGroup])(const uint8_t* bytes, size_t groups, uint8_t* codes);
+};
 
 #define DGC_EVERY_WIDTH(FUNCTION) \
   {FUNCTION<1>, FUNCTION<2>, FUNCTION<3>, FUNCTION<4>, FUNCTION<5>, FUNCTION<6>, FUNCTION<7>, FUNCTION<8>}
+#define DGC_DEFINE_PACKING(SET, TARGET)                                                                       \
+  namespace SET {                                                                                             \
+  template <unsigned kWidth>                                                                                  \
+  TARGET void pack(const uint8_t* codes, size_t groups, uint8_t* bytes) {                                     \
+    pack_groups<kWidth>(codes, groups, bytes);                                                                \
+  }                                                                                                           \
+  template <unsigned kWidth>                                                                                  \
+  TARGET void unpack(const uint8_t* bytes, size_t groups, uint8_t* codes) {                                   \
+    unpack_groups<kWidth>(bytes, groups, codes);                                                              \
+  }                                                                                                           \
+  const PackKernels table = {#SET, DGC_EVERY_WIDTH(pack), DGC_EVERY_WIDTH(unpack)};                           \
+  }
+
+DGC_INSTRUCTION_SETS(DGC_DEFINE_PACKING)
+
+const PackKernels& pack_kernels() { return chosen<PackKernels>(DGC_TABLES); }
+
+// Codes [from, to) of the group whose bytes begin at `bytes`.
+void unpack_part(const PackKernels& kernels, const uint8_t* bytes, size_t from, size_t to, unsigned width,
+                 uint8_t* codes) {
+  uint8_t padded[kGroup] = {};
+  std::memcpy(padded, bytes, packed_bytes(to, width));
+  uint8_t group[kGroup];
+  kernels.unpack[width - 1](padded, 1, group);
+  std::memcpy(codes, group + from, to - from);
+}
 
 // The five trits of every byte, in the bytes of a word from the lowest; those of 243 and above as of the byte
 // less 243.
@@ -99,15 +127,33 @@ uint8_t byte_of_trits(uint64_t word) {
 }  // namespace
 
 void pack_codes(const uint8_t* codes, size_t count, unsigned width, uint8_t* bytes) {
-  using Pack = void (*)(const uint8_t*, size_t, uint8_t*);
-  static constexpr Pack kPacks[] = DGC_EVERY_WIDTH(pack);
-  kPacks[width - 1](codes, count, bytes);
+  const PackKernels& kernels = pack_kernels();
+  const size_t groups = count / kGroup;
+  kernels.pack[width - 1](codes, groups, bytes);
+  const size_t rest = count % kGroup;
+  if (rest == 0) return;
+  uint8_t group[kGroup] = {};
+  uint8_t padded[kGroup];
+  std::memcpy(group, codes + groups * kGroup, rest);
+  kernels.pack[width - 1](group, 1, padded);
+  std::memcpy(bytes + groups * width, padded, packed_bytes(rest, width));
 }
 
 void unpack_codes(const uint8_t* bytes, size_t first, size_t count, unsigned width, uint8_t* codes) {
-  using Unpack = void (*)(const uint8_t*, size_t, size_t, uint8_t*);
-  static constexpr Unpack kUnpacks[] = DGC_EVERY_WIDTH(unpack);
-  kUnpacks[width - 1](bytes, first, count, codes);
+  const PackKernels& kernels = pack_kernels();
+  bytes += first / kGroup * width;
+  if (const size_t from = first % kGroup) {
+    const size_t length = std::min(count, kGroup - from);
+    unpack_part(kernels, bytes, from, from + length, width, codes);
+    bytes += width;
+    codes += length;
+    count -= length;
+  }
+  const size_t groups = count / kGroup;
+  kernels.unpack[width - 1](bytes, groups, codes);
+  if (const size_t rest = count % kGroup) {
+    unpack_part(kernels, bytes + groups * width, 0, rest, width, codes + groups * kGroup);
+  }
 }
 
 bool unused_bits_are_zero(const uint8_t* bytes, size_t count, unsigned width) {

@@ -122,12 +122,14 @@ class Natural : public TiledCoding {
  protected:
   void write_header(const float*, size_t, int, uint8_t*) const override {}
 
-  void write_codes(const float* values, size_t k, size_t first, size_t count, Key key,
-                   uint8_t* bytes) const override {
+  void encode_tile(const float* values, size_t k, size_t first, size_t count, Key key, uint8_t* bytes,
+                   float* sent) const override {
+    const ExponentKernels& kernels = exponent_kernels();
+    uint8_t* exponents = bytes + packed_bytes(k, 1) + first;
     uint8_t negative[kCodingTile];
-    exponent_kernels().natural_codes(values, count, key, static_cast<uint32_t>(first), negative,
-                                     bytes + packed_bytes(k, 1) + first);
-    pack_codes(negative, count, 1, bytes + first / 8);
+    kernels.natural_codes(values, count, key, static_cast<uint32_t>(first), negative, exponents);
+    pack_codes(negative, count, 1, bytes + packed_bytes(first, 1));
+    kernels.natural_values(negative, exponents, count, sent);
   }
 };
 

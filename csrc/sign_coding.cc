@@ -5,7 +5,6 @@
 #include "half.h"
 #include "instruction_sets.h"
 #include "norms.h"
-#include "parallel.h"
 #include "quantisers.h"
 #include "sign_sums.h"
 #include "tiled_coding.h"
@@ -149,18 +148,11 @@ class OneBitRows : public OneBit {
  protected:
   size_t groups(size_t k) const override { return (k + number() - 1) / number(); }
 
-  void write_header(const float* values, size_t k, int threads, uint8_t* bytes) const override {
-    // Long groups are summed by all threads one after the other, short ones by one thread each.
-    constexpr size_t kLong = 1 << 18;
-    const bool long_groups = number() >= kLong;
-    const std::vector<Range> ranges = split(groups(k), long_groups ? 1 : threads, 1 + kLong / number() / 4);
-    run_parallel(ranges.size(), [&](size_t r) {
-      for (size_t group = ranges[r].begin; group < ranges[r].end; ++group) {
-        const size_t first = group * number();
-        const size_t size = std::min(number(), k - first);
-        write_means(sum_signs(values + first, size, long_groups ? threads : 1), size, k, group, bytes);
-      }
-    });
+  size_t group_size() const override { return number(); }
+
+  void write_group(const float* values, size_t count, size_t k, size_t group, int threads,
+                   uint8_t* bytes) const override {
+    write_means(sum_signs(values, count, threads), count, k, group, bytes);
   }
 
   void restore(const uint8_t* codes, size_t k, const uint8_t* header, size_t first, size_t count,

@@ -11,7 +11,7 @@ namespace dgc {
 namespace {
 
 constexpr size_t kGrain = 1 << 16;  // elements per partial sum, and per thread at least
-constexpr size_t kLanes = 32;
+constexpr size_t kLanes = 16;
 constexpr size_t kStrip = 1024;  // columns that are summed together: their sums stay in the cache
 
 // Arrays of one element per column.
@@ -48,12 +48,15 @@ DGC_INLINE void sum_piece(const float* __restrict values, size_t count, SignSums
     positives[j] += values[i] > 0.0f ? 1 : 0;
     negatives[j] += values[i] < 0.0f ? 1 : 0;
   }
-  for (size_t j = 0; j < kLanes; ++j) {
-    sums->positive += positive[j];
-    sums->negative += negative[j];
-    sums->positives += static_cast<uint64_t>(positives[j]);
-    sums->negatives += static_cast<uint64_t>(negatives[j]);
+  for (size_t width = kLanes / 2; width > 0; width /= 2) {
+    for (size_t j = 0; j < width; ++j) {
+      positive[j] += positive[j + width];
+      negative[j] += negative[j + width];
+      positives[j] += positives[j + width];
+      negatives[j] += negatives[j + width];
+    }
   }
+  *sums = {positive[0], negative[0], static_cast<uint64_t>(positives[0]), static_cast<uint64_t>(negatives[0])};
 }
 
 DGC_INLINE void add_row(const float* __restrict values, size_t count, Strip* __restrict strip) {
@@ -100,7 +103,7 @@ SignSums sum_signs(const float* values, size_t count, int threads) {
     return sums;
   }
   std::vector<SignSums> partial((count + kGrain - 1) / kGrain);
-  const std::vector<Range> ranges = split(partial.size(), threads, 1);
+  const std::vector<Range> ranges = split_units(partial.size(), threads, 1);
   run_parallel(ranges.size(), [&](size_t r) {
     for (size_t p = ranges[r].begin; p < ranges[r].end; ++p) {
       kernels.sum(values + p * kGrain, std::min(kGrain, count - p * kGrain), &partial[p]);

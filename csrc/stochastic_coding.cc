@@ -5,7 +5,6 @@
 #include "half.h"
 #include "instruction_sets.h"
 #include "norms.h"
-#include "parallel.h"
 #include "quantisers.h"
 #include "tiled_coding.h"
 
@@ -111,22 +110,12 @@ class Qsgd : public PackedCoding {
  protected:
   size_t header_floats(size_t k) const override { return (k + bucket_ - 1) / bucket_; }
 
-  void write_header(const float* values, size_t k, int threads, uint8_t* bytes) const override {
-    // Long buckets are summed by all threads one after the other, short ones by one thread each.
-    constexpr size_t kLong = 1 << 18;
-    const bool long_buckets = bucket_ >= kLong;
-    const std::vector<Range> ranges =
-        split(header_floats(k), long_buckets ? 1 : threads, 1 + kLong / bucket_ / 4);
-    const Kernels& short_kernels = kernels();
-    run_parallel(ranges.size(), [&](size_t r) {
-      for (size_t i = ranges[r].begin; i < ranges[r].end; ++i) {
-        const float* x = values + i * bucket_;
-        const size_t count = std::min(bucket_, k - i * bucket_);
-        const double squares = long_buckets ? sum_squares(x, Scalar::float32, count, threads)
-                                            : short_kernels.sum_squares(x, count);
-        set_header_float(bytes, i, header_scale(std::sqrt(squares)));
-      }
-    });
+  size_t group_size() const override { return bucket_; }
+
+  void write_group(const float* values, size_t count, size_t, size_t bucket, int threads,
+                   uint8_t* bytes) const override {
+    const double squares = sum_squares(values, Scalar::float32, count, threads);
+    set_header_float(bytes, bucket, header_scale(std::sqrt(squares)));
   }
 
   void quantise(const float* values, size_t, const uint8_t* header, size_t first, size_t count, Key key,

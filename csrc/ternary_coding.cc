@@ -53,15 +53,11 @@ class Ternary : public TiledCoding {
   size_t nbytes(size_t k) const override { return kHeaderBytes + packed_trits(k); }
 
   void decode(size_t, const uint8_t* bytes, size_t first, size_t count, float* values) const override {
-    const TernaryKernels& kernels = ternary_kernels();
-    const float above = header_float(bytes, 0);
-    const float below = -header_float(bytes, 1);
-    const float zero = std::isnan(above) || std::isnan(below) ? std::numeric_limits<float>::quiet_NaN() : 0.0f;
     uint8_t codes[kCodingTile];
     while (count > 0) {
       const size_t length = std::min(count, kCodingTile);
       unpack_trits(bytes + kHeaderBytes, first, length, codes);
-      kernels.choose(codes, length, zero, above, below, values);
+      restore(codes, bytes, length, values);
       first += length;
       count -= length;
       values += length;
@@ -89,10 +85,21 @@ class Ternary : public TiledCoding {
     set_header_float(bytes, 1, finite ? below : std::numeric_limits<float>::quiet_NaN());
   }
 
-  void write_codes(const float* values, size_t, size_t first, size_t count, Key, uint8_t* bytes) const override {
+  void encode_tile(const float* values, size_t, size_t first, size_t count, Key, uint8_t* bytes,
+                   float* sent) const override {
     uint8_t codes[kCodingTile];
     ternary_kernels().codes(values, count, codes);
     pack_trits(codes, count, bytes + kHeaderBytes + first / kTritsPerByte);
+    restore(codes, bytes, count, sent);
+  }
+
+ private:
+  static void restore(const uint8_t* codes, const uint8_t* header, size_t count, float* values) {
+    const float above = header_float(header, 0);
+    const float below = -header_float(header, 1);
+    const bool finite = std::isfinite(above) && std::isfinite(below);
+    const float zero = finite ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+    ternary_kernels().choose(codes, count, zero, above, below, values);
   }
 };
 

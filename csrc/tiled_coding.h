@@ -1,6 +1,6 @@
 // What the quantisers of quantisers.h have in common: a header of float32 numbers that are found by looking at
-// all values, then small codes, found tile by tile. `sent` is what decoding gives because it is decoded from
-// the bytes, while the tile is in the first-level cache.
+// all values, then small codes, found tile by tile: while a tile is in the first-level cache it is quantised,
+// packed, and restored into `sent` from the header and its codes as decoding does.
 #pragma once
 
 #include <cstddef>
@@ -12,8 +12,9 @@
 
 namespace dgc {
 
-// A multiple of 64, so that tiles begin at whole bytes whatever the width of codes, and of 5 for trits.
-constexpr size_t kCodingTile = 2560;
+// Small, so that fetching from memory what comes next goes on beside the computation. A multiple of 64, so that
+// codes of a tile are whole bytes whatever their width, and of 5 for trits.
+constexpr size_t kCodingTile = 320;
 
 inline float header_float(const uint8_t* bytes, size_t index) {
   float x;
@@ -38,11 +39,24 @@ class TiledCoding : public ValueCoding {
   void encode(const float* values, size_t k, Key key, int threads, uint8_t* bytes, float* sent) const final;
 
  protected:
-  virtual void write_header(const float* values, size_t k, int threads, uint8_t* bytes) const = 0;
+  // Where the header has numbers for each group of so many values in a row: their number. Else 0.
+  virtual size_t group_size() const { return 0; }
 
-  // The codes of values first..first + count of the tile that begins at `first`; the header is written.
-  virtual void write_codes(const float* values, size_t k, size_t first, size_t count, Key key,
-                           uint8_t* bytes) const = 0;
+  // What belongs to this group in the header; values: those of the group, `count` of them.
+  virtual void write_group(const float* values, size_t count, size_t k, size_t group, int threads,
+                           uint8_t* bytes) const;
+
+  // The whole header. By default that of every group.
+  virtual void write_header(const float* values, size_t k, int threads, uint8_t* bytes) const;
+
+  // Codes and sent[0..count) of values[0..count), the tile that begins at position `first`; the header is
+  // written.
+  virtual void encode_tile(const float* values, size_t k, size_t first, size_t count, Key key, uint8_t* bytes,
+                           float* sent) const = 0;
+
+ private:
+  void encode_range(const float* values, size_t k, size_t begin, size_t end, Key key, bool with_groups,
+                    uint8_t* bytes, float* sent) const;
 };
 
 // Codes of `width` bits each after the header.
@@ -55,12 +69,12 @@ class PackedCoding : public TiledCoding {
   std::string check(size_t k, const uint8_t* bytes) const final;
 
  protected:
-  void write_codes(const float* values, size_t k, size_t first, size_t count, Key key,
-                   uint8_t* bytes) const final;
+  void encode_tile(const float* values, size_t k, size_t first, size_t count, Key key, uint8_t* bytes,
+                   float* sent) const final;
 
   virtual size_t header_floats(size_t k) const = 0;
 
-  // codes[0..count) of values first..first + count; count <= kCodingTile.
+  // codes[0..count) of values[0..count), which are those of positions first..; count <= kCodingTile.
   virtual void quantise(const float* values, size_t k, const uint8_t* header, size_t first, size_t count,
                         Key key, uint8_t* codes) const = 0;
 
