@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "half.h"
+#include "quantisers.h"
 
 namespace dgc {
 namespace {
@@ -158,17 +159,14 @@ class Halves : public ValueCoding {
   std::string check(size_t, const uint8_t*) const override { return {}; }
 };
 
-using Numbers = std::vector<uint32_t>;
-using Make = std::shared_ptr<const ValueCoding> (*)(const Numbers& numbers);
-
 struct Family {
   const char* name;
   size_t numbers;  // how many follow the name
-  Make make;
+  CodingFactory* make;
 };
 
 template <class Coding>
-std::shared_ptr<const ValueCoding> plain(const Numbers&) {
+std::shared_ptr<const ValueCoding> plain(const CoderNumbers&) {
   return std::make_shared<Coding>();
 }
 
@@ -178,6 +176,15 @@ const Family kFamilies[] = {
     {"bfloat16", 0, plain<Halves<float_to_bfloat16, bfloat16_to_float>>},
     {"int8", 0, plain<Scaled<kLargestInt8>>},
     {"int4", 0, plain<Scaled<kLargestInt4>>},
+    {"sign", 0, make_sign},
+    {"meansign", 0, make_meansign},
+    {"onebit", 1, make_onebit},
+    {"onebitcolumns", 1, make_onebitcolumns},
+    {"ternary", 0, make_ternary},
+    {"qsgd", 2, make_qsgd},
+    {"dorefa", 1, make_dorefa},
+    {"natural", 0, make_natural},
+    {"power4", 0, make_power4},
 };
 
 [[noreturn]] void refuse(const std::string& name) {
@@ -190,7 +197,7 @@ const Family kFamilies[] = {
 }
 
 // "family:1:2" -> family, {1, 2}.
-std::string split_name(const std::string& name, Numbers* numbers) {
+std::string split_name(const std::string& name, CoderNumbers* numbers) {
   std::istringstream parts(name);
   std::string family;
   std::getline(parts, family, ':');
@@ -205,8 +212,12 @@ std::string split_name(const std::string& name, Numbers* numbers) {
 
 }  // namespace
 
+void refuse_number(const char* name, uint32_t is, const char* allowed) {
+  throw std::invalid_argument(std::string(name) + " is " + std::to_string(is) + "; allowed: " + allowed);
+}
+
 ValueCoder::ValueCoder(const std::string& name) : name_(name) {
-  Numbers numbers;
+  CoderNumbers numbers;
   const std::string wanted = split_name(name, &numbers);
   for (const Family& family : kFamilies) {
     if (family.name != wanted || family.numbers != numbers.size()) continue;
