@@ -82,9 +82,10 @@ class Compression:
         names = _name(optimizer, named_parameters)
         for parameter in names.values():
             method.plan(parameter.shape)
-        numbers = {name: number for number, name in enumerate(names)}
+        everything = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        numbers = {id(parameter): number for number, parameter in enumerate(everything)}
         self._tensors = [
-            Tensor(numbers[name], name, parameter, self._backend(parameter))
+            Tensor(numbers[id(parameter)], name, parameter, self._backend(parameter))
             for name, parameter in sorted(names.items())
         ]
         self._by_parameter = {id(tensor.parameter): tensor for tensor in self._tensors}
