@@ -73,7 +73,9 @@ class Layout:
     @property
     def nbytes(self) -> int:
         """Length of the payload; depends on nothing but the four arguments."""
-    def pack(self, indices: NDArray[np.uint32], values: _Floats) -> tuple[_Bytes, _Floats]:
+    def pack(
+        self, indices: NDArray[np.uint32], values: _Floats, randomness: Randomness = ...
+    ) -> tuple[_Bytes, _Floats]:
         """(payload[nbytes], sent[k]) of k strictly increasing indices; sent = what decoding adds at each of them."""
     def unpack(self, payload: _Bytes) -> tuple[NDArray[np.uint32], _Floats]:
         """(indices[k], values[k]) of a payload, which is validated first."""

@@ -79,6 +79,7 @@ class State:
 
     Attributes:
         shape: of the tensor.
+        outputs: which of its axes counts output units, see :meth:`Method.plan`.
         residual: float32, shape (numel,): accumulated gradient that has not been sent; None for a method that keeps
             nothing.
         velocity: float32, shape (numel,): momentum of this worker's gradient; None without momentum correction.
@@ -91,6 +92,7 @@ class State:
     velocity: FloatArray | None
     memory: FloatArray | None = None
     step: int = field(default=0)
+    outputs: Outputs = "first"
 
 
 class Method(ABC):
@@ -166,16 +168,18 @@ class Method(ABC):
         """
         return self.plan(_shape(shape), step).payload_nbytes
 
-    def init(self, shape: int | Sequence[int]) -> State:
+    def init(self, shape: int | Sequence[int], outputs: Outputs = "first") -> State:
         """State of a tensor before its first exchange: all zeros.
 
         Args:
             shape: of the tensor, or the number of elements (>= 0) of one to be compressed.
+            outputs: which axis counts output units, see :meth:`plan`.
         """
         dimensions = _shape(shape)
-        plan = self.plan(dimensions, 0)
+        plan = self.plan(dimensions, 0, outputs)
         return State(
             shape=dimensions,
+            outputs=outputs,
             residual=np.zeros(plan.numel, np.float32) if plan.residual else None,
             velocity=np.zeros(plan.numel, np.float32) if plan.momentum == "local" else None,
             memory=np.zeros(plan.codec.memory, np.float32) if plan.codec.memory else None,
@@ -196,7 +200,7 @@ class Method(ABC):
         Its sum over all workers (their maximum, where ``plan(...).codec.opening[1]`` is true) goes to
         :meth:`encode` and :meth:`decode` as ``opened``. Arguments as for :meth:`encode`; changes nothing.
         """
-        plan = self.plan(state.shape, state.step)
+        plan = self.plan(state.shape, state.step, state.outputs)
         if not plan.opening_nbytes:
             return None
         _, opening = _core.open(
@@ -266,7 +270,7 @@ class Method(ABC):
             workers=workers,
             threads=threads,
         )
-        plan = self.plan(state.shape, state.step)
+        plan = self.plan(state.shape, state.step, state.outputs)
         proposal = _core.encode(
             plan.codec,
             update,
@@ -295,6 +299,7 @@ class Method(ABC):
         scale: float = 1.0,
         step: int | None = None,
         shape: Sequence[int] | None = None,
+        outputs: Outputs = "first",
         tensor: int = 0,
         opened: FloatArray | None = None,
         state: State | None = None,
@@ -306,14 +311,14 @@ class Method(ABC):
             payloads: uint8, shape (N, payload_nbytes(shape, step)) or (payload_nbytes(shape, step),).
             out: float32, shape (numel,), C-contiguous; changed in place.
             step: the exchange that the payloads come from; None for one after any warm-up.
-            shape: of the tensor; None for a flat one to be compressed.
+            shape, outputs: of the tensor, as for :meth:`init`; without a shape a flat one to be compressed.
             tensor, opened: as for :meth:`encode`.
             state: this worker's, for a method that learns from what came back; changed in place.
 
         Raises:
             ValueError: payloads of another length, or malformed bytes; ``out`` is then unchanged.
         """
-        plan = self.plan(_shape(out.size if shape is None else shape), step)
+        plan = self.plan(_shape(out.size if shape is None else shape), step, outputs)
         payloads = np.asarray(payloads)
         if payloads.ndim not in (1, 2) or payloads.shape[-1] != plan.payload_nbytes:
             raise ValueError(

@@ -29,7 +29,7 @@ def exchange(
     """
     if not grads or len(grads) != len(states):
         raise ValueError(f"grads and states must be as many, and at least 1 each, got {len(grads)} and {len(states)}")
-    step, shape = states[0].step, states[0].shape
+    step, shape, outputs = states[0].step, states[0].shape, states[0].outputs
     for rank, (grad, state) in enumerate(zip(grads, states)):
         if (state.step, state.shape) != (step, shape):
             raise ValueError(f"states[{rank}] must be of step {step} and shape {shape}, like states[0]")
@@ -39,15 +39,15 @@ def exchange(
     openings: list[Any] = [method.open(g, s, rank=rank, **arithmetic) for rank, (g, s) in enumerate(zip(grads, states))]
     opened = None
     if openings[0] is not None:
-        _, maximum = method.plan(shape, step).codec.opening
+        _, maximum = method.plan(shape, step, outputs).codec.opening
         opened = np.asarray((np.max if maximum else np.sum)(openings, axis=0), np.float32)
     payloads = [
         method.encode(g, s, rank=rank, opened=opened, **arithmetic) for rank, (g, s) in enumerate(zip(grads, states))
     ]
     reduced = np.zeros(grads[0].size, np.float32)
-    shared: dict[str, Any] = {"step": step, "shape": shape, "tensor": tensor, "opened": opened}
+    shared: dict[str, Any] = {"step": step, "shape": shape, "outputs": outputs, "tensor": tensor, "opened": opened}
     for state in states[1:]:
         if state.memory is not None:
-            method.plan(shape, step).codec.absorb(np.stack(payloads), state.memory)
-    scale = 1.0 if method.plan(shape, step).codec.votes else 1.0 / len(grads)
+            method.plan(shape, step, outputs).codec.absorb(np.stack(payloads), state.memory)
+    scale = 1.0 if method.plan(shape, step, outputs).codec.votes else 1.0 / len(grads)
     return method.decode(np.stack(payloads), reduced, scale=scale, state=states[0], **shared)

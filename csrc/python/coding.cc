@@ -42,7 +42,8 @@ py::array_t<float> decode_values(const ValueCoder& coder, const py::object& byte
   return values;
 }
 
-py::tuple pack(const Layout& layout, const py::object& indices, const py::object& values) {
+py::tuple pack(const Layout& layout, const py::object& indices, const py::object& values,
+               const Randomness& randomness) {
   const size_t k = layout.k();
   const uint32_t* i = data_of<uint32_t>("indices", indices, kUint32, "uint32", k, Access::read);
   const float* v = floats("values", values, k, Access::read);
@@ -58,7 +59,7 @@ py::tuple pack(const Layout& layout, const py::object& indices, const py::object
   float* s = sent.mutable_data();
   {
     py::gil_scoped_release release;
-    layout.pack(i, v, out, s);
+    layout.pack(i, v, out, s, randomness.own);
   }
   return py::make_tuple(std::move(payload), std::move(sent));
 }
@@ -126,7 +127,7 @@ void bind_coding(py::module_* m) {
       .def_property_readonly("indices", &Layout::indices)
       .def_property_readonly("values", &Layout::values)
       .def_property_readonly("nbytes", &Layout::nbytes)
-      .def("pack", &pack, py::arg("indices"), py::arg("values"))
+      .def("pack", &pack, py::arg("indices"), py::arg("values"), py::arg("randomness") = Randomness())
       .def("unpack", &unpack, py::arg("payload"))
       .def(
           "validate",

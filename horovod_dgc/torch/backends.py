@@ -202,7 +202,13 @@ class CoreBackend:
 class TorchProposal:
     """A proposal whose dense parts stay on the tensor's device; the k sent coordinates are coded on the host."""
 
-    def __init__(self, layout: _core.Layout, accumulated: torch.Tensor, velocity: torch.Tensor | None) -> None:
+    def __init__(
+        self,
+        layout: _core.Layout,
+        accumulated: torch.Tensor,
+        velocity: torch.Tensor | None,
+        randomness: _core.Randomness,
+    ) -> None:
         finite = torch.isfinite(accumulated).all()
         if velocity is not None:
             finite &= torch.isfinite(velocity).all()
@@ -217,7 +223,7 @@ class TorchProposal:
             return
         self.indices = _largest(accumulated, layout.k)
         values = accumulated[self.indices].cpu().numpy()
-        self.payload, self.sent = layout.pack(self.indices.cpu().numpy().astype(np.uint32), values)
+        self.payload, self.sent = layout.pack(self.indices.cpu().numpy().astype(np.uint32), values, randomness)
 
 
 class HostProposal:
@@ -274,7 +280,7 @@ class TorchBackend:
             arrays = self._copies(grad, residual, velocity, weights, context)
             return HostProposal(self._core.propose(plan, update, *arrays))
         accumulated, moved = _accumulate(update, grad, residual, velocity, weights)
-        return TorchProposal(layout, accumulated, moved)
+        return TorchProposal(layout, accumulated, moved, context.randomness)
 
     def commit(
         self,
@@ -326,7 +332,7 @@ class TorchBackend:
             out[where] += torch.from_numpy(values).to(out.device) * scale
 
     def absorb(self, plan: Plan, payloads: ByteArray, memory: torch.Tensor) -> None:
-        absorbed = np.empty(memory.numel(), np.float32)
+        absorbed = self._copy(memory)
         plan.codec.absorb(payloads, absorbed)
         memory.copy_(torch.from_numpy(absorbed))
 

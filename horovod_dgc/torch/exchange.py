@@ -97,7 +97,9 @@ class Exchange:
             self.finite, opening = self._backend.open(plan, *self._inputs())
             op = hvd.Max if plan.codec.opening[1] else hvd.Sum
             name = f"horovod_dgc.{entry.name}.opening"
-            self._opening = hvd.allreduce_async(torch.from_numpy(opening), name, op=op, process_set=step.process_set)
+            self._opening = hvd.allreduce_async(
+                torch.from_numpy(opening), name=name, op=op, process_set=step.process_set
+            )
         else:
             self._propose(carried)
         self._encode_seconds = time.perf_counter() - began

@@ -1,0 +1,62 @@
+"""Every method of the family, in the adapter, against all workers in one process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import horovod.tensorflow as hvd
+import numpy as np
+import tensorflow as tf
+from family import family
+
+from checks.common import Fed, Trainer, assert_ranks_identical, sgd
+from horovod_dgc import Method, exchange
+
+STEPS = 50
+
+
+def reduced_alone(method: Method, model: Fed, op: Any) -> list[list[np.ndarray]]:
+    """For each step and variable what the workers give their optimizers, worked out in this process alone."""
+    shapes = [tuple(v.shape) for v in model.variables]
+    states = [[method.init(shape, outputs="last") for _ in range(hvd.size())] for shape in shapes]
+    factor = np.float32(1.0 if op == hvd.Average else hvd.size())
+    steps = []
+    for step in range(STEPS):
+        feeds = [model.feed(step, rank) for rank in range(hvd.size())]
+        results = []
+        for number, shape in enumerate(shapes):
+            local = method.plan(shape, step, "last").momentum == "local"
+            grads = [feed[number].ravel() for feed in feeds]
+            results.append(
+                factor * exchange(method, grads, states[number], tensor=number, momentum=0.5 if local else 0.0)
+            )
+        steps.append(results)
+    return steps
+
+
+def follow(method: Method, transport: str, op: Any) -> None:
+    model = Fed()
+    expected = reduced_alone(method, model, op)
+    optimizer = sgd(learning_rate=1.0, momentum=0.5 if method.corrects_momentum else 0.0)
+    trainer = Trainer(model, method, optimizer, settings={"transport": transport}, op=op)
+    for step in range(STEPS):
+        gradients = trainer.step([tf.constant(g) for g in model.feed(step, hvd.rank())])
+        for gradient, result in zip(gradients, expected[step]):
+            difference = np.abs(gradient.numpy().ravel() - result).max()
+            scale = max(1.0, np.abs(result).max())
+            assert difference <= 2e-5 * scale, f"{method} by {transport}, step {step}: {difference} of {scale}"
+    assert_ranks_identical(model.variables, f"{method} by {transport}")
+    if transport == "gather":
+        plans = [method.plan(v.shape, STEPS, "last") for v in model.variables]
+        sent = trainer.compression.stats().last.sent
+        assert sent == sum(plan.payload_nbytes + plan.opening_nbytes for plan in plans)
+
+
+def check_every_method_by_gathered_payloads() -> None:
+    for method in family():
+        follow(method, "gather", hvd.Average)
+
+
+def check_every_method_by_allreduce() -> None:
+    for method in family():
+        follow(method, "allreduce", hvd.Sum)
