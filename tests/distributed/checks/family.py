@@ -10,7 +10,8 @@ import torch
 from family import family
 
 from checks.common import Fed, assert_ranks_identical, compressed
-from horovod_dgc import Method, exchange
+from horovod_dgc import Method, VarianceBased, exchange
+from horovod_dgc.torch import SecondMoments
 
 STEPS = 50
 TRANSPORTS = ("gather", "allreduce")
@@ -77,3 +78,49 @@ def check_every_method_by_allreduce() -> None:
 def check_every_method_in_plain_torch() -> None:
     for method in family():
         follow(method, "gather", hvd.Average, backend="torch")
+
+
+def check_second_moments_reach_the_method() -> None:
+    """Variance-based compression with the samples' own moments, against the same formula in this process alone."""
+    method = VarianceBased(alpha=1.0, cap=0.2, values="float32")
+    torch.manual_seed(3)
+    model = torch.nn.Linear(30, 20, bias=False)
+    scale = 128.0
+    inputs = [torch.randn(6, 30, generator=torch.Generator().manual_seed(100 * r)) for r in range(hvd.size())]
+    state = [method.init((20, 30)) for _ in inputs]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = Scaler(scale)
+    settings = {"second_moments": SecondMoments(model), "grad_scaler": scaler, "transport": "gather"}
+    optimizer, _ = compressed(method, model, optimizer, settings=settings)
+    sent = 0
+    for step in range(6):
+        samples = [x + 0.1 * step for x in inputs]
+        total = np.zeros(600, np.float32)
+        for rank, x in enumerate(samples):
+            # Each sample's gradient of mean(sum(output**2) / 2).
+            outputs = x @ model.weight.detach().T
+            own = torch.einsum("zo,zi->zoi", outputs, x) / len(x)
+            squares = own.square().sum(0).reshape(-1).numpy()
+            payload = method.encode(own.sum(0).reshape(-1).numpy(), state[rank], rank=rank, squares=squares)
+            method.decode(payload, total, scale=1 / hvd.size())
+        optimizer.zero_grad()
+        x = samples[hvd.rank()]
+        (scale * model(x).square().sum(1).mean() / 2).backward()
+        optimizer.synchronize()
+        with optimizer.skip_synchronize():
+            difference = np.abs(model.weight.grad.numpy().ravel() / scale - total).max()
+            assert difference < 1e-4 * max(1.0, np.abs(total).max()), f"step {step}: {difference}"
+            sent += np.count_nonzero(total)
+            model.weight.grad /= scale
+            optimizer.step()
+    assert 0 < sent < 6 * 600, "everything or nothing was unambiguous"
+
+
+class Scaler:
+    """A loss scale that does not change."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def get_scale(self) -> float:
+        return self.scale
