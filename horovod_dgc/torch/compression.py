@@ -355,7 +355,7 @@ class Compression:
             f"exchanges done: {self._exchanges}",
         ]
         lines += [
-            f"parameter {tensor.number} {tensor.name} {tuple(tensor.parameter.shape)} {tensor.parameter.dtype}"
+            f"parameter {tensor.name} {tuple(tensor.parameter.shape)} {tensor.parameter.dtype}, number {tensor.number}"
             for tensor in self._tensors
             if tensor.parameter.requires_grad
         ]

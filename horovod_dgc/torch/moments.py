@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.grad import conv1d_weight, conv2d_weight
 
 from horovod_dgc import _checks
 
 # Samples whose gradients are held at a time: a layer's worth of memory each.
 SAMPLES_AT_A_TIME = 16
-CONVOLUTIONS = {nn.Conv1d: torch.nn.grad.conv1d_weight, nn.Conv2d: torch.nn.grad.conv2d_weight}
+CONVOLUTIONS: dict[type[nn.Module], Any] = {nn.Conv1d: conv1d_weight, nn.Conv2d: conv2d_weight}
 
 
 class SecondMoments:
@@ -44,7 +45,7 @@ class SecondMoments:
         if samples == "micro-batches":
             for parameter in model.parameters():
                 if id(parameter) in weights:
-                    parameter.register_hook(self._square(parameter))
+                    parameter.register_hook(self._square(parameter))  # type: ignore[no-untyped-call]
             return
         for module in model.modules():
             if weights.pop(id(getattr(module, "weight", None)), None) is not None:
@@ -69,7 +70,7 @@ class SecondMoments:
     def _square(self, parameter: nn.Parameter) -> Callable[[torch.Tensor], None]:
         return lambda gradient: self._add(parameter, gradient.detach().float().square())
 
-    def _observe(self, module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    def _observe(self, module: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         if not output.requires_grad:
             return
         samples = inputs[0].detach().movedim(self._axis, 0)
@@ -81,11 +82,11 @@ class SecondMoments:
             for x, delta in zip(_parts(samples), _parts(deltas)):
                 self._add(module.weight, moments_of(module, x, delta.float()))
 
-        output.register_hook(add)
+        output.register_hook(add)  # type: ignore[no-untyped-call]
 
 
-def _parts(samples: torch.Tensor) -> Iterator[torch.Tensor]:
-    return iter(samples.split(SAMPLES_AT_A_TIME))
+def _parts(samples: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return torch.split(samples, SAMPLES_AT_A_TIME)
 
 
 def _moments_of(module: nn.Module) -> Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor] | None:
@@ -116,7 +117,8 @@ def _convolution(module: Any, x: torch.Tensor, delta: torch.Tensor) -> torch.Ten
         dilation=module.dilation,
         groups=count * module.groups,
     )
-    return gradients.reshape(count, *weight.shape).square().sum(0)
+    moments: torch.Tensor = gradients.reshape(count, *weight.shape).square().sum(0)
+    return moments
 
 
 def _embedding(module: nn.Embedding, words: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:

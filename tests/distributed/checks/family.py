@@ -17,15 +17,15 @@ STEPS = 50
 TRANSPORTS = ("gather", "allreduce")
 
 
-def reduced_alone(method: Method, model: Fed, op: Any) -> list[list[np.ndarray]]:
+def reduced_alone(method: Method, model: Fed, op: Any, steps: int) -> list[list[np.ndarray]]:
     """For each step and parameter what the workers give their optimizers, worked out in this process alone."""
     shapes = [tuple(p.shape) for p in model.parameters()]
     states = [[method.init(shape) for _ in range(hvd.size())] for shape in shapes]
     velocities = [np.zeros(p.numel(), np.float32) for p in model.parameters()]
     factor = 1.0 if op == hvd.Average else float(hvd.size())
     momentum = 0.5 if method.corrects_momentum else 0.0
-    steps = []
-    for step in range(STEPS):
+    found = []
+    for step in range(steps):
         feeds = [[g.numpy().ravel() for g in model.feed(step, rank)] for rank in range(hvd.size())]
         results = []
         for number, shape in enumerate(shapes):
@@ -37,18 +37,18 @@ def reduced_alone(method: Method, model: Fed, op: Any) -> list[list[np.ndarray]]
                 velocities[number] = np.float32(momentum) * velocities[number] + result
                 result = velocities[number]
             results.append(result)
-        steps.append(results)
-    return steps
+        found.append(results)
+    return found
 
 
-def follow(method: Method, transport: str, op: Any, backend: str = "auto") -> None:
+def follow(method: Method, transport: str, op: Any, steps: int = STEPS, backend: str = "auto") -> None:
     model = Fed()
-    expected = reduced_alone(method, model, op)
+    expected = reduced_alone(method, model, op, steps)
     # The optimizer applies its own momentum where the method takes none over: then it is left out.
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.5 if method.corrects_momentum else 0.0)
     settings = {"transport": transport, "backend": backend}
     optimizer, compression = compressed(method, model, optimizer, settings=settings, op=op)
-    for step in range(STEPS):
+    for step in range(steps):
         optimizer.zero_grad()
         model.backward(model.feed(step, hvd.rank()))
         optimizer.synchronize()
@@ -61,7 +61,7 @@ def follow(method: Method, transport: str, op: Any, backend: str = "auto") -> No
     assert_ranks_identical(model, f"{method} by {transport}")
     sent = compression.stats().last.sent
     if transport == "gather":
-        plans = [method.plan(p.shape, STEPS) for p in model.parameters()]
+        plans = [method.plan(p.shape, steps) for p in model.parameters()]
         assert sent == sum(plan.payload_nbytes + plan.opening_nbytes for plan in plans)
 
 
@@ -77,7 +77,7 @@ def check_every_method_by_allreduce() -> None:
 
 def check_every_method_in_plain_torch() -> None:
     for method in family():
-        follow(method, "gather", hvd.Average, backend="torch")
+        follow(method, "gather", hvd.Average, steps=8, backend="torch")
 
 
 def check_second_moments_reach_the_method() -> None:
