@@ -188,17 +188,17 @@ class OneBitColumns : public OneBit {
     const uint8_t* above = header;
     const uint8_t* below = header + columns * sizeof(float);
     // Few columns are looked up in tables of several rows.
-    constexpr size_t kWidth = 256;
-    float tables[2][2 * kWidth];
+    constexpr size_t kWidth = 64;
+    uint8_t tables[2][2 * kWidth * sizeof(float)];
     size_t width = columns;
     if (columns < kWidth && count >= kWidth) {
-      width = (kWidth + columns - 1) / columns * columns;
-      for (size_t i = 0; i < width; ++i) {
-        tables[0][i] = header_float(above, i % columns);
-        tables[1][i] = header_float(below, i % columns);
+      const size_t row = columns * sizeof(float);
+      for (width = 0; width < kWidth; width += columns) {
+        std::memcpy(tables[0] + width * sizeof(float), above, row);
+        std::memcpy(tables[1] + width * sizeof(float), below, row);
       }
-      above = reinterpret_cast<const uint8_t*>(tables[0]);
-      below = reinterpret_cast<const uint8_t*>(tables[1]);
+      above = tables[0];
+      below = tables[1];
     }
     const SignKernels& kernels = sign_kernels();
     size_t column = first % columns;

@@ -12,6 +12,8 @@ namespace {
 
 constexpr size_t kGrain = 1 << 16;  // elements per partial sum, and per thread at least
 constexpr size_t kLanes = 16;
+constexpr size_t kFetched = 512;  // values that are fetched from memory while as many are summed
+constexpr size_t kLine = 64 / sizeof(float);
 constexpr size_t kStrip = 1024;  // columns that are summed together: their sums stay in the cache
 
 // Arrays of one element per column.
@@ -36,11 +38,17 @@ DGC_INLINE void sum_piece(const float* __restrict values, size_t count, SignSums
   int32_t positives[kLanes] = {};
   int32_t negatives[kLanes] = {};
   size_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (size_t j = 0; j < kLanes; ++j) positive[j] += static_cast<double>(positive_part(values[i + j]));
-    for (size_t j = 0; j < kLanes; ++j) negative[j] += static_cast<double>(negative_part(values[i + j]));
-    for (size_t j = 0; j < kLanes; ++j) positives[j] += values[i + j] > 0.0f ? 1 : 0;
-    for (size_t j = 0; j < kLanes; ++j) negatives[j] += values[i + j] < 0.0f ? 1 : 0;
+  while (i + kLanes <= count) {
+    const size_t end = std::min(i + kFetched, count - count % kLanes);
+    if (end + kFetched <= count) {
+      for (size_t line = 0; line < kFetched; line += kLine) __builtin_prefetch(values + end + line);
+    }
+    for (; i < end; i += kLanes) {
+      for (size_t j = 0; j < kLanes; ++j) positive[j] += static_cast<double>(positive_part(values[i + j]));
+      for (size_t j = 0; j < kLanes; ++j) negative[j] += static_cast<double>(negative_part(values[i + j]));
+      for (size_t j = 0; j < kLanes; ++j) positives[j] += values[i + j] > 0.0f ? 1 : 0;
+      for (size_t j = 0; j < kLanes; ++j) negatives[j] += values[i + j] < 0.0f ? 1 : 0;
+    }
   }
   for (size_t j = 0; i < count; ++i, ++j) {
     positive[j] += static_cast<double>(positive_part(values[i]));

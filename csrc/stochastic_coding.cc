@@ -18,13 +18,27 @@ DGC_INLINE uint32_t round_at_random(float t, Key key, uint32_t index) {
   return static_cast<uint32_t>(whole) + (random_uniform(key, index) < part ? 1u : 0u);
 }
 
-// norm >= FLT_MIN and not below any magnitude. Divides, because the reciprocal of a large norm is subnormal.
+// Factors p and r of numerator / scale = p * r such that neither r nor x * p, for x up to `scale` and not much
+// below it, overflows or is subnormal, as the reciprocal of a large scale is. scale >= FLT_MIN.
+struct Ratio {
+  float power;
+  float rest;
+};
+
+DGC_INLINE Ratio ratio(float numerator, float scale) {
+  const float power = scale < 1.0f ? 0x1p64f : 0x1p-64f;
+  return {power, numerator / (scale * power)};
+}
+
+// norm >= FLT_MIN and not below any magnitude.
 DGC_INLINE void codes_of_levels(const float* __restrict values, size_t count, float norm, unsigned width, Key key,
                                 uint32_t first, uint8_t* __restrict codes) {
   const float levels = static_cast<float>((1u << (width - 1)) - 1u);
+  const Ratio scale = ratio(levels, norm);
   for (size_t i = 0; i < count; ++i) {
     const uint32_t bits = float_bits(values[i]);
-    const float t = bits_float(bits & 0x7fffffffu) / norm * levels;
+    float t = bits_float(bits & 0x7fffffffu) * scale.power * scale.rest;
+    t = t < levels ? t : levels;
     const uint32_t level = round_at_random(t, key, first + static_cast<uint32_t>(i));
     codes[i] = static_cast<uint8_t>(level | (bits >> 31) << (width - 1));
   }
@@ -45,8 +59,11 @@ DGC_INLINE void values_of_levels(const uint8_t* __restrict codes, size_t count, 
 DGC_INLINE void codes_of_steps(const float* __restrict values, size_t count, float largest, unsigned width,
                                Key key, uint32_t first, uint8_t* __restrict codes) {
   const float half = static_cast<float>((1u << width) - 1u) * 0.5f;
+  const Ratio scale = ratio(half, largest);
   for (size_t i = 0; i < count; ++i) {
-    const float t = (values[i] / largest + 1.0f) * half;
+    float t = values[i] * scale.power * scale.rest + half;
+    t = t > 0.0f ? t : 0.0f;
+    t = t < 2.0f * half ? t : 2.0f * half;
     codes[i] = static_cast<uint8_t>(round_at_random(t, key, first + static_cast<uint32_t>(i)));
   }
 }
@@ -114,7 +131,9 @@ class Qsgd : public PackedCoding {
 
   void write_group(const float* values, size_t count, size_t, size_t bucket, int threads,
                    uint8_t* bytes) const override {
-    const double squares = sum_squares(values, Scalar::float32, count, threads);
+    constexpr size_t kShort = 1 << 15;
+    const double squares = count <= kShort ? kernels().sum_squares(values, count)
+                                           : sum_squares(values, Scalar::float32, count, threads);
     set_header_float(bytes, bucket, header_scale(std::sqrt(squares)));
   }
 
