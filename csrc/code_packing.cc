@@ -31,8 +31,8 @@ DGC_INLINE uint64_t scatter(uint64_t w) {
   return (w & kOne) | ((w & (kOne << kWidth)) << (8 - kWidth));
 }
 
-// An integer of kWidth bytes, and of 8 where there is none: what follows is then written too, and once more by
-// the next word.
+// An integer of kWidth bytes, and of 8 where there is none: what follows is then written too, and once more
+// by the next word.
 template <unsigned kWidth>
 using Stored = std::conditional_t<
     kWidth == 1, uint8_t,
@@ -87,17 +87,17 @@ struct PackKernels {
 
 #define DGC_EVERY_WIDTH(FUNCTION) \
   {FUNCTION<1>, FUNCTION<2>, FUNCTION<3>, FUNCTION<4>, FUNCTION<5>, FUNCTION<6>, FUNCTION<7>, FUNCTION<8>}
-#define DGC_DEFINE_PACKING(SET, TARGET)                                                                       \
-  namespace SET {                                                                                             \
-  template <unsigned kWidth>                                                                                  \
-  TARGET void pack(const uint8_t* codes, size_t groups, uint8_t* bytes) {                                     \
-    pack_groups<kWidth>(codes, groups, bytes);                                                                \
-  }                                                                                                           \
-  template <unsigned kWidth>                                                                                  \
-  TARGET void unpack(const uint8_t* bytes, size_t groups, uint8_t* codes) {                                   \
-    unpack_groups<kWidth>(bytes, groups, codes);                                                              \
-  }                                                                                                           \
-  const PackKernels table = {#SET, DGC_EVERY_WIDTH(pack), DGC_EVERY_WIDTH(unpack)};                           \
+#define DGC_DEFINE_PACKING(SET, TARGET)                                             \
+  namespace SET {                                                                   \
+  template <unsigned kWidth>                                                        \
+  TARGET void pack(const uint8_t* codes, size_t groups, uint8_t* bytes) {           \
+    pack_groups<kWidth>(codes, groups, bytes);                                      \
+  }                                                                                 \
+  template <unsigned kWidth>                                                        \
+  TARGET void unpack(const uint8_t* bytes, size_t groups, uint8_t* codes) {         \
+    unpack_groups<kWidth>(bytes, groups, codes);                                    \
+  }                                                                                 \
+  const PackKernels table = {#SET, DGC_EVERY_WIDTH(pack), DGC_EVERY_WIDTH(unpack)}; \
   }
 
 DGC_INSTRUCTION_SETS(DGC_DEFINE_PACKING)

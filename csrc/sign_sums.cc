@@ -64,7 +64,8 @@ DGC_INLINE void sum_piece(const float* __restrict values, size_t count, SignSums
       negatives[j] += negatives[j + width];
     }
   }
-  *sums = {positive[0], negative[0], static_cast<uint64_t>(positives[0]), static_cast<uint64_t>(negatives[0])};
+  *sums = {positive[0], negative[0], static_cast<uint64_t>(positives[0]),
+           static_cast<uint64_t>(negatives[0])};
 }
 
 DGC_INLINE void add_row(const float* __restrict values, size_t count, Strip* __restrict strip) {
@@ -83,11 +84,11 @@ struct SumKernels {
   void (*add)(const float* values, size_t count, Strip* strip);
 };
 
-#define DGC_DEFINE_SUMS(SET, TARGET)                                                                            \
-  namespace SET {                                                                                               \
-  TARGET void sum(const float* values, size_t count, SignSums* sums) { sum_piece(values, count, sums); }        \
-  TARGET void add(const float* values, size_t count, Strip* strip) { add_row(values, count, strip); }           \
-  const SumKernels table = {#SET, sum, add};                                                                    \
+#define DGC_DEFINE_SUMS(SET, TARGET)                                                                     \
+  namespace SET {                                                                                        \
+  TARGET void sum(const float* values, size_t count, SignSums* sums) { sum_piece(values, count, sums); } \
+  TARGET void add(const float* values, size_t count, Strip* strip) { add_row(values, count, strip); }    \
+  const SumKernels table = {#SET, sum, add};                                                             \
   }
 
 DGC_INSTRUCTION_SETS(DGC_DEFINE_SUMS)

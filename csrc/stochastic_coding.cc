@@ -18,8 +18,8 @@ DGC_INLINE uint32_t round_at_random(float t, Key key, uint32_t index) {
   return static_cast<uint32_t>(whole) + (random_uniform(key, index) < part ? 1u : 0u);
 }
 
-// Factors p and r of numerator / scale = p * r such that neither r nor x * p, for x up to `scale` and not much
-// below it, overflows or is subnormal, as the reciprocal of a large scale is. scale >= FLT_MIN.
+// Factors p and r of numerator / scale = p * r such that neither r nor x * p, for x up to `scale` and not
+// much below it, overflows or is subnormal, as the reciprocal of a large scale is. scale >= FLT_MIN.
 struct Ratio {
   float power;
   float rest;
@@ -31,8 +31,8 @@ DGC_INLINE Ratio ratio(float numerator, float scale) {
 }
 
 // norm >= FLT_MIN and not below any magnitude.
-DGC_INLINE void codes_of_levels(const float* __restrict values, size_t count, float norm, unsigned width, Key key,
-                                uint32_t first, uint8_t* __restrict codes) {
+DGC_INLINE void codes_of_levels(const float* __restrict values, size_t count, float norm, unsigned width,
+                                Key key, uint32_t first, uint8_t* __restrict codes) {
   const float levels = static_cast<float>((1u << (width - 1)) - 1u);
   const Ratio scale = ratio(levels, norm);
   for (size_t i = 0; i < count; ++i) {
@@ -78,8 +78,8 @@ DGC_INLINE void values_of_steps(const uint8_t* __restrict codes, size_t count, f
 }
 
 struct StochasticKernels {
-  using Codes = void (*)(const float* values, size_t count, float scale, unsigned width, Key key, uint32_t first,
-                         uint8_t* codes);
+  using Codes = void (*)(const float* values, size_t count, float scale, unsigned width, Key key,
+                         uint32_t first, uint8_t* codes);
   using Values = void (*)(const uint8_t* codes, size_t count, float scale, unsigned width, float* values);
   const char* name;
   Codes level_codes;
@@ -88,22 +88,22 @@ struct StochasticKernels {
   Values step_values;
 };
 
-#define DGC_DEFINE_CODES(NAME, FUNCTION, TARGET)                                                                 \
-  TARGET void NAME(const float* values, size_t count, float scale, unsigned width, Key key, uint32_t first,      \
-                   uint8_t* codes) {                                                                             \
-    FUNCTION(values, count, scale, width, key, first, codes);                                                    \
+#define DGC_DEFINE_CODES(NAME, FUNCTION, TARGET)                                                            \
+  TARGET void NAME(const float* values, size_t count, float scale, unsigned width, Key key, uint32_t first, \
+                   uint8_t* codes) {                                                                        \
+    FUNCTION(values, count, scale, width, key, first, codes);                                               \
   }
-#define DGC_DEFINE_VALUES(NAME, FUNCTION, TARGET)                                                               \
-  TARGET void NAME(const uint8_t* codes, size_t count, float scale, unsigned width, float* values) {            \
-    FUNCTION(codes, count, scale, width, values);                                                               \
+#define DGC_DEFINE_VALUES(NAME, FUNCTION, TARGET)                                                    \
+  TARGET void NAME(const uint8_t* codes, size_t count, float scale, unsigned width, float* values) { \
+    FUNCTION(codes, count, scale, width, values);                                                    \
   }
-#define DGC_DEFINE_STOCHASTIC(SET, TARGET)                                                                      \
-  namespace SET {                                                                                               \
-  DGC_DEFINE_CODES(level_codes, codes_of_levels, TARGET)                                                        \
-  DGC_DEFINE_VALUES(level_values, values_of_levels, TARGET)                                                     \
-  DGC_DEFINE_CODES(step_codes, codes_of_steps, TARGET)                                                          \
-  DGC_DEFINE_VALUES(step_values, values_of_steps, TARGET)                                                       \
-  const StochasticKernels table = {#SET, level_codes, level_values, step_codes, step_values};                   \
+#define DGC_DEFINE_STOCHASTIC(SET, TARGET)                                                    \
+  namespace SET {                                                                             \
+  DGC_DEFINE_CODES(level_codes, codes_of_levels, TARGET)                                      \
+  DGC_DEFINE_VALUES(level_values, values_of_levels, TARGET)                                   \
+  DGC_DEFINE_CODES(step_codes, codes_of_steps, TARGET)                                        \
+  DGC_DEFINE_VALUES(step_values, values_of_steps, TARGET)                                     \
+  const StochasticKernels table = {#SET, level_codes, level_values, step_codes, step_values}; \
   }
 
 DGC_INSTRUCTION_SETS(DGC_DEFINE_STOCHASTIC)
@@ -143,7 +143,8 @@ class Qsgd : public PackedCoding {
     for (size_t i = 0; i < count;) {
       const size_t bucket = (first + i) / bucket_;
       const size_t length = std::min(count - i, (bucket + 1) * bucket_ - (first + i));
-      codes_or_zero(codes_of, values + i, length, header_float(header, bucket), width(), key, first + i, codes + i);
+      codes_or_zero(codes_of, values + i, length, header_float(header, bucket), width(), key, first + i,
+                    codes + i);
       i += length;
     }
   }
@@ -185,8 +186,8 @@ class DoReFa : public PackedCoding {
 
   void quantise(const float* values, size_t, const uint8_t* header, size_t first, size_t count, Key key,
                 uint8_t* codes) const override {
-    codes_or_zero(stochastic_kernels().step_codes, values, count, header_float(header, 0), width(), key, first,
-                  codes);
+    codes_or_zero(stochastic_kernels().step_codes, values, count, header_float(header, 0), width(), key,
+                  first, codes);
   }
 
   void restore(const uint8_t* codes, size_t, const uint8_t* header, size_t, size_t count,
