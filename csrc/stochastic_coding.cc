@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 
@@ -18,16 +19,20 @@ DGC_INLINE uint32_t round_at_random(float t, Key key, uint32_t index) {
   return static_cast<uint32_t>(whole) + (random_uniform(key, index) < part ? 1u : 0u);
 }
 
-// Factors p and r of numerator / scale = p * r such that neither r nor x * p, for x up to `scale` and not
-// much below it, overflows or is subnormal, as the reciprocal of a large scale is. scale >= FLT_MIN.
+// Factors of numerator / scale such that neither the second nor a product with the first, of values up to
+// `scale` and not much below it, overflows or is subnormal, as the reciprocal of a large scale is. The
+// product of `scale` with both is not below the numerator, so that the largest values round to it for
+// certain. scale >= FLT_MIN.
 struct Ratio {
   float power;
   float rest;
 };
 
-DGC_INLINE Ratio ratio(float numerator, float scale) {
+Ratio ratio(float numerator, float scale) {
   const float power = scale < 1.0f ? 0x1p64f : 0x1p-64f;
-  return {power, numerator / (scale * power)};
+  float rest = numerator / (scale * power);
+  while (scale * power * rest < numerator) rest = std::nextafter(rest, FLT_MAX);
+  return {power, rest};
 }
 
 // norm >= FLT_MIN and not below any magnitude.

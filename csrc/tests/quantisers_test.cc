@@ -304,12 +304,16 @@ TEST(Power4, ASignedZeroAndOtherHeadersAreRefused) {
   EXPECT_NE(check_values(coder, 4, bytes.data()), "");
 }
 
-TEST(DoReFa, TheEndsAreExact) {
-  for (uint32_t key = 0; key < 1000; ++key) {
-    for (const char* name : {"dorefa:1", "dorefa:2", "dorefa:3"}) {
-      const std::vector<float> ends{0.7f, -0.7f, 0.7f, -0.7f};
-      EXPECT_EQ(sent_of(name, ends, {key, 1}), ends);
+TEST(Stochastic, TheLargestMagnitudeIsExact) {
+  const std::vector<float> scales = test::normal(300, 3);
+  for (uint32_t i = 0; i < scales.size(); ++i) {
+    const float x = std::ldexp(scales[i], static_cast<int>(i % 240) - 120);
+    const std::vector<float> ends{x, -x, x, -x, x, -x, x, -x, x, -x, x, -x, x, -x, x, -x};
+    for (const char* name : {"dorefa:1", "dorefa:2", "dorefa:3", "dorefa:8"}) {
+      EXPECT_EQ(sent_of(name, ends, {i, 1}), ends);
     }
+    for (const char* name : {"qsgd:2:1", "qsgd:4:1", "qsgd:8:1"})
+      EXPECT_EQ(sent_of(name, ends, {i, 1}), ends);
   }
 }
 
