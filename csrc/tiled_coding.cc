@@ -13,7 +13,7 @@ namespace dgc {
 namespace {
 
 constexpr size_t kShortGroup = 1 << 15;
-constexpr size_t kGrain = 1 << 16;    // values per thread at least
+constexpr size_t kGrain = 1 << 16;  // values per thread at least
 constexpr size_t kPrefetch = 1280;  // how many values before they are needed
 
 }  // namespace
@@ -43,8 +43,8 @@ void TiledCoding::write_header(const float* values, size_t k, int threads, uint8
 
 void TiledCoding::encode(const float* values, size_t k, Key key, int threads, uint8_t* bytes,
                          float* sent) const {
-  // Values of a short group are still in the cache when their codes are found right after its numbers. Ranges then
-  // begin with a group, because one of another thread's may have been overwritten if sent is values.
+  // Values of a short group are still in the cache when their codes are found right after its numbers. Ranges
+  // then begin with a group, because one of another thread's may have been overwritten if sent is values.
   const size_t size = group_size();
   const bool with_groups = size > 0 && size <= kShortGroup;
   if (!with_groups) write_header(values, k, threads, bytes);
