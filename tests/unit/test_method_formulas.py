@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import method_cases as cases
 import numpy as np
 import pytest
 from method_cases import CASES, Case, F
 
-from horovod_dgc import METHODS, CountSketch, FixedProportion, Method, OneBitSGD, PowerSGD, TernGrad, VarianceBased
+from horovod_dgc import (
+    METHODS,
+    CountSketch,
+    FixedProportion,
+    Method,
+    OneBitSGD,
+    Plan,
+    PowerSGD,
+    TernGrad,
+    VarianceBased,
+)
 
 every_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 MOMENTUM = 0.9
@@ -26,6 +37,22 @@ def gradients(shape: tuple[int, ...], steps: int, seed: int) -> np.ndarray:
 
 def test_no_method_is_left_out() -> None:
     assert {type(case.method) for case in CASES} == set(METHODS.values())
+
+
+def test_what_each_method_keeps() -> None:
+    def names(kept: Callable[[Plan], bool]) -> set[str]:
+        return {case.name for case in CASES if kept(case.method.plan(case.shape))}
+
+    corrected = {name for name in (case.name for case in CASES) if "momentum" in name} | {"dgc", "signum"}
+    corrected |= {"dryden no feedback"}
+    assert names(lambda plan: plan.momentum == "local") == corrected
+    # Nothing is cleared where that would make a bias, or where every coordinate is sent.
+    cleared = corrected - {"topk momentum unmasked", "randomk unbiased momentum", "signum", "efsignsgd momentum"}
+    assert names(lambda plan: plan.masking) == cleared
+    without = {case.name for case in CASES if "no feedback" in case.name or "unbiased" in case.name}
+    quantised = {case.name for case in CASES if case.draws == "own"}
+    kept_nothing = without | quantised | {"signsgd", "signum", "fp16", "bf16", "powersgd 1"}
+    assert names(lambda plan: not plan.residual) == kept_nothing
 
 
 @every_case
