@@ -109,8 +109,8 @@ class LowRank : public Codec {
     });
   }
 
-  // Q of the step before, or, where it holds nothing, numbers drawn alike by all workers. Columns have the length
-  // 1: only their directions matter, and Q is as large as the gradient, so that M Q could overflow.
+  // Q of the step before, or, where it holds nothing, numbers drawn alike by all workers. Columns have the
+  // length 1: only their directions matter, and Q is as large as the gradient, so that M Q could overflow.
   std::vector<float> basis_of(const Context& context) const {
     std::vector<float> basis(context.memory, context.memory + columns_ * rank_);
     for (size_t r = 0; r < rank_; ++r) {
@@ -122,7 +122,8 @@ class LowRank : public Codec {
           column[c] = 2.0f * random_uniform(key, static_cast<uint32_t>(c)) - (1.0f - 0x1p-24f);
       }
       double squares = 0.0;
-      for (size_t c = 0; c < columns_; ++c) squares += static_cast<double>(column[c]) * static_cast<double>(column[c]);
+      for (size_t c = 0; c < columns_; ++c)
+        squares += static_cast<double>(column[c]) * static_cast<double>(column[c]);
       const double length = std::sqrt(squares);
       for (size_t c = 0; c < columns_; ++c)
         column[c] = static_cast<float>(static_cast<double>(column[c]) / length);
