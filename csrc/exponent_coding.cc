@@ -121,8 +121,6 @@ class Natural : public TiledCoding {
   }
 
  protected:
-  void write_header(const float*, size_t, int, uint8_t*) const override {}
-
   void encode_tile(const float* values, size_t k, size_t first, size_t count, Key key, uint8_t* bytes,
                    float* sent) const override {
     const ExponentKernels& kernels = exponent_kernels();

@@ -46,7 +46,7 @@ class TiledCoding : public ValueCoding {
   virtual void write_group(const float* values, size_t count, size_t k, size_t group, int threads,
                            uint8_t* bytes) const;
 
-  // The whole header. By default that of every group.
+  // The whole header. By default that of every group, if there are any.
   virtual void write_header(const float* values, size_t k, int threads, uint8_t* bytes) const;
 
   // Codes and sent[0..count) of values[0..count), the tile that begins at position `first`; the header is
