@@ -173,7 +173,7 @@ def test_two_workers_with_dgc(tmp_path: Path, example: str) -> None:
 
 @pytest.mark.parametrize(
     ("example", "method"),
-    zip(WRITERS, ["powersgd:rank=2", "terngrad:shared_scale=true", "qsgd:bits=8", "vgc:cap=0.05"]),
+    list(zip(WRITERS, ["powersgd:rank=2", "terngrad:shared_scale=true", "qsgd:bits=8", "vgc:cap=0.05"])),
 )
 def test_two_workers_with_other_methods(tmp_path: Path, example: str, method: str) -> None:
     output, records = run(tmp_path, 2, example, ["--epochs", "1", "--compression", method])
