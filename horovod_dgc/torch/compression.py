@@ -20,6 +20,7 @@ from horovod_dgc.torch import state as states
 from horovod_dgc.torch.backends import Backend, TorchBackend, backend_for
 from horovod_dgc.torch.collectives import gather_bytes
 from horovod_dgc.torch.exchange import Exchange
+from horovod_dgc.torch.moments import SecondMoments
 from horovod_dgc.torch.step import Step
 from horovod_dgc.torch.takeover import Takeover
 from horovod_dgc.torch.tensors import Tensor
@@ -48,6 +49,8 @@ class Compression:
         named_parameters: as for ``hvd.DistributedOptimizer``; None numbers them by parameter group.
         grad_scaler: the ``GradScaler`` in use, if any: residuals are then held in unscaled units. It is
             needed for every job whose loss is scaled, since the scale changes while residuals wait.
+        second_moments: of the model's gradients, for methods that weigh by them, such as ``VarianceBased``; None for
+            the squares of each step's gradient, which counts as one sample.
         transport: "auto" picks for each tensor the cheaper of gathered payloads and a dense allreduce
             of the masked tensor; "gather" and "allreduce" force one.
         backend: "auto" uses the C++ core for host memory and plain torch for other devices; "torch" forces
@@ -65,6 +68,7 @@ class Compression:
         named_parameters: Iterable[tuple[str, torch.nn.Parameter]] | None = None,
         *,
         grad_scaler: Any = None,
+        second_moments: SecondMoments | None = None,
         transport: str = "auto",
         backend: str = "auto",
         agreement_timeout: float = 600.0,
@@ -74,7 +78,10 @@ class Compression:
             raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         if grad_scaler is not None and not hasattr(grad_scaler, "get_scale"):
             raise ValueError(f"grad_scaler must be a GradScaler or None, got {grad_scaler!r}")
+        if second_moments is not None and not isinstance(second_moments, SecondMoments):
+            raise ValueError(f"second_moments must be a SecondMoments or None, got {second_moments!r}")
         self.method = method
+        self._second_moments = second_moments
         self._grad_scaler = grad_scaler
         self._transport = forced(transport)
         self._plain_torch = _checks.one_of("backend", backend, ("auto", "torch")) == "torch"
@@ -294,6 +301,7 @@ class Compression:
             loss_scale=scale,
             expected=len(owner._requires_update),
             token_count=len(self._tensors),
+            second_moments=self._second_moments,
         )
 
     def _own(self, owner: Any) -> None:
@@ -347,7 +355,7 @@ class Compression:
             f"exchanges done: {self._exchanges}",
         ]
         lines += [
-            f"parameter {tensor.number} {tensor.name} {tuple(tensor.parameter.shape)} {tensor.parameter.dtype}"
+            f"parameter {tensor.name} {tuple(tensor.parameter.shape)} {tensor.parameter.dtype}, number {tensor.number}"
             for tensor in self._tensors
             if tensor.parameter.requires_grad
         ]

@@ -91,7 +91,9 @@ class Exchange:
         self._velocity = entry.velocity_view if local else None
         self._weights = entry.weights_view() if self._update.weight_decay else None
         self._context = Context(
-            step.method.randomness(entry.number, step.number, step.process_set.rank()), memory=entry.memory_view
+            step.method.randomness(entry.number, step.number, step.process_set.rank()),
+            memory=entry.memory_view,
+            squares=self._squares(unscale),
         )
         if plan.opening_nbytes:
             self.finite, opening = self._backend.open(plan, *self._inputs())
@@ -120,6 +122,14 @@ class Exchange:
         self._propose(carried=False)
         self._encode_seconds += time.perf_counter() - arrived
         return arrived - began
+
+    def _squares(self, unscale: float) -> Any:
+        """The gradient's second moments in unscaled units, where the codec wants them and they are known."""
+        source = self.step.second_moments
+        moments = None if source is None else source.take(self._entry.parameter)
+        if moments is None or not self._plan.codec.wants_squares:
+            return None
+        return self._backend.view(moments * unscale**2)
 
     def _inputs(self) -> tuple[Any, ...]:
         return (

@@ -80,8 +80,11 @@ class Tensor:
         self.memory_view = None if memory is None else self.backend.view(memory)
 
     def settle(self, plan: Plan) -> None:
-        """Fit the state to what the plan needs: no residual where none is kept, and the codec's memory."""
-        if not plan.residual:
+        """Fit the state to what the plan needs: no residual where none is kept, and the codec's memory.
+
+        A residual that has been loaded and waits to be sent stays all the same.
+        """
+        if not plan.residual and (self.residual is None or not self.residual.any()):
             self.residual = torch.zeros(1, device=self.parameter.device).expand(plan.numel)
             self.residual_view = None
         if plan.codec.memory and self.memory is None:
