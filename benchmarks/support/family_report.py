@@ -9,7 +9,6 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
-
 from support import report
 from support.contenders import DENSE
 from support.simulated import Training
@@ -109,7 +108,13 @@ def plot(found: Found, path: Path) -> None:
         placed.append((size, height))
         arrow = {"arrowstyle": "-", "lw": 0.4, "color": "grey"} if height != accuracy else None
         axes.annotate(
-            name, (size, accuracy), (size * 1.08, height), fontsize=8, va="center", arrowprops=arrow, annotation_clip=False
+            name,
+            (size, accuracy),
+            (size * 1.08, height),
+            fontsize=8,
+            va="center",
+            arrowprops=arrow,
+            annotation_clip=False,
         )
     figure.tight_layout()
     # Without a date and with fixed ids, the same figures give the same file.
