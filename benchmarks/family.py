@@ -142,18 +142,19 @@ def measure(
     show_default="build/family.jsonl",
     help="Where finished rows are kept; delete it to measure all anew.",
 )
+@click.option("--seed", default=0, show_default=True, help="Of the model, the order of the images and the flips.")
 @click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Your own copy of Fashion-MNIST.")
 @click.option(
     "--docs",
     type=click.Path(file_okay=False, exists=True, path_type=Path),
     help="Folder whose README.md gets the table, between its markers, and beside it the plot.",
 )
-def main(names: tuple[str, ...], path: Path, data_dir: Path | None, docs: Path | None) -> None:
+def main(names: tuple[str, ...], path: Path, seed: int, data_dir: Path | None, docs: Path | None) -> None:
     contenders = all_of_them()
     if unknown := set(names) - set(contenders):
         raise click.BadParameter(f"no method is called {sorted(unknown)[0]!r}; there are {', '.join(contenders)}")
     chosen = {name: contender for name, contender in contenders.items() if not names or name in (DENSE, *names)}
-    training = Training()
+    training = Training(seed=seed)
     neighbours = report.Neighbours()
     found = measure(chosen, training, Results(path), data_dir=data_dir)
     family_report.show(found)
