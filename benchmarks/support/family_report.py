@@ -28,6 +28,8 @@ COLUMNS = (
     "accuracy",
 )
 
+SHORT = ("method", "ResNet-50 B", "dense /", "trained B", "dense /", "mean B", "encode", "decode", "accuracy")
+
 Found = dict[str, dict[str, Any]]
 
 
@@ -55,7 +57,8 @@ def rows_of(found: Found) -> list[list[str]]:
 
 
 def show(found: Found) -> None:
-    report.table("Every method at its defaults", COLUMNS, rows_of(found))
+    title = "Every method at its defaults: bytes per step and worker; times in units of a copy"
+    report.table(title, SHORT, rows_of(found))
 
 
 def markdown(found: Found, training: Training) -> str:
