@@ -68,8 +68,10 @@ cpp-test-tsan: env ## C++ unit tests under ThreadSanitizer
 
 bench: env ## Every benchmark of benchmarks/, one after the other; wants an otherwise idle machine
 	$(call cpp_build,cpp-bench,-DDGC_BENCHMARKS=ON)
-	build/cpp-bench/passes_benchmark --benchmark_repetitions=15 --benchmark_enable_random_interleaving=true \
-	  --benchmark_report_aggregates_only=true
+	@for benchmark in passes quantisers; do \
+	  build/cpp-bench/$${benchmark}_benchmark --benchmark_repetitions=15 \
+	    --benchmark_enable_random_interleaving=true --benchmark_report_aggregates_only=true; \
+	done
 	@for benchmark in benchmarks/[a-z]*.py; do $(IN_VENV) $(BIN)/python "$$benchmark"; done
 
 bench-family: env ## Compare all methods and write table and plot into docs/methods; goes on where it was stopped

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <type_traits>
 
 #include "instruction_sets.h"
 
@@ -30,18 +31,26 @@ DGC_INLINE uint64_t scatter(uint64_t w) {
   return (w & kOne) | ((w & (kOne << kWidth)) << (8 - kWidth));
 }
 
+// An integer of kWidth bytes, and of 8 where there is none: what follows is then written too, and once more
+// by the next word.
+template <unsigned kWidth>
+using Stored = std::conditional_t<
+    kWidth == 1, uint8_t,
+    std::conditional_t<kWidth == 2, uint16_t, std::conditional_t<kWidth == 4, uint32_t, uint64_t>>>;
+
+constexpr size_t kWords = 8;
+
 // The whole bytes of `groups` groups of 8 codes.
 template <unsigned kWidth>
 DGC_INLINE void pack_groups(const uint8_t* __restrict codes, size_t groups, uint8_t* __restrict bytes) {
+  using Word = Stored<kWidth>;
   size_t g = 0;
-  // Words of a size that there is a type for are narrowed by vector instructions; of the others all 8 bytes are
-  // written, those that are too many again by the next groups.
-  constexpr size_t kStored = (kWidth & (kWidth - 1)) == 0 ? kWidth : kGroup;
-  for (; g * kWidth + kStored <= groups * kWidth; ++g) {
-    uint64_t w;
-    std::memcpy(&w, codes + g * kGroup, kGroup);
-    w = gather<kWidth>(w);
-    std::memcpy(bytes + g * kWidth, &w, kStored);
+  for (; (g + kWords - 1) * kWidth + sizeof(Word) <= groups * kWidth; g += kWords) {
+    uint64_t words[kWords];
+    Word narrow[kWords];
+    std::memcpy(words, codes + g * kGroup, sizeof words);
+    for (size_t j = 0; j < kWords; ++j) narrow[j] = static_cast<Word>(gather<kWidth>(words[j]));
+    for (size_t j = 0; j < kWords; ++j) std::memcpy(bytes + (g + j) * kWidth, &narrow[j], sizeof(Word));
   }
   for (; g < groups; ++g) {
     uint64_t w;
@@ -53,13 +62,14 @@ DGC_INLINE void pack_groups(const uint8_t* __restrict codes, size_t groups, uint
 
 template <unsigned kWidth>
 DGC_INLINE void unpack_groups(const uint8_t* __restrict bytes, size_t groups, uint8_t* __restrict codes) {
+  using Word = Stored<kWidth>;
   size_t g = 0;
-  constexpr size_t kLoaded = (kWidth & (kWidth - 1)) == 0 ? kWidth : kGroup;
-  for (; g * kWidth + kLoaded <= groups * kWidth; ++g) {
-    uint64_t w = 0;
-    std::memcpy(&w, bytes + g * kWidth, kLoaded);
-    w = scatter<kWidth>(w);
-    std::memcpy(codes + g * kGroup, &w, kGroup);
+  for (; (g + kWords - 1) * kWidth + sizeof(Word) <= groups * kWidth; g += kWords) {
+    Word narrow[kWords];
+    uint64_t words[kWords];
+    for (size_t j = 0; j < kWords; ++j) std::memcpy(&narrow[j], bytes + (g + j) * kWidth, sizeof(Word));
+    for (size_t j = 0; j < kWords; ++j) words[j] = scatter<kWidth>(narrow[j]);
+    std::memcpy(codes + g * kGroup, words, sizeof words);
   }
   for (; g < groups; ++g) {
     uint64_t w = 0;
@@ -77,17 +87,17 @@ struct PackKernels {
 
 #define DGC_EVERY_WIDTH(FUNCTION) \
   {FUNCTION<1>, FUNCTION<2>, FUNCTION<3>, FUNCTION<4>, FUNCTION<5>, FUNCTION<6>, FUNCTION<7>, FUNCTION<8>}
-#define DGC_DEFINE_PACKING(SET, TARGET)                                                                       \
-  namespace SET {                                                                                             \
-  template <unsigned kWidth>                                                                                  \
-  TARGET void pack(const uint8_t* codes, size_t groups, uint8_t* bytes) {                                     \
-    pack_groups<kWidth>(codes, groups, bytes);                                                                \
-  }                                                                                                           \
-  template <unsigned kWidth>                                                                                  \
-  TARGET void unpack(const uint8_t* bytes, size_t groups, uint8_t* codes) {                                   \
-    unpack_groups<kWidth>(bytes, groups, codes);                                                              \
-  }                                                                                                           \
-  const PackKernels table = {#SET, DGC_EVERY_WIDTH(pack), DGC_EVERY_WIDTH(unpack)};                           \
+#define DGC_DEFINE_PACKING(SET, TARGET)                                             \
+  namespace SET {                                                                   \
+  template <unsigned kWidth>                                                        \
+  TARGET void pack(const uint8_t* codes, size_t groups, uint8_t* bytes) {           \
+    pack_groups<kWidth>(codes, groups, bytes);                                      \
+  }                                                                                 \
+  template <unsigned kWidth>                                                        \
+  TARGET void unpack(const uint8_t* bytes, size_t groups, uint8_t* codes) {         \
+    unpack_groups<kWidth>(bytes, groups, codes);                                    \
+  }                                                                                 \
+  const PackKernels table = {#SET, DGC_EVERY_WIDTH(pack), DGC_EVERY_WIDTH(unpack)}; \
   }
 
 DGC_INSTRUCTION_SETS(DGC_DEFINE_PACKING)

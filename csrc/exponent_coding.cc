@@ -18,8 +18,8 @@ constexpr uint8_t kPoison = 255;
 constexpr uint8_t kPowerSign = 8;
 constexpr uint8_t kPowerZero = 7;
 
-// The 23 bits of a fraction f, plus 23 random bits, carry into the exponent with probability f. Subnormal values
-// have the exponent 0 and no hidden bit: they carry to 2^-126 in proportion to themselves.
+// The 23 bits of a fraction f, plus 23 random bits, carry into the exponent with probability f. Subnormal
+// values have the exponent 0 and no hidden bit: they carry to 2^-126 in proportion to themselves.
 DGC_INLINE void codes_of_exponents(const float* __restrict values, size_t count, Key key, uint32_t first,
                                    uint8_t* __restrict negative, uint8_t* __restrict exponents) {
   for (size_t i = 0; i < count; ++i) {
@@ -42,8 +42,8 @@ DGC_INLINE void values_of_exponents(const uint8_t* __restrict negative, const ui
   }
 }
 
-// scale_exponent: of the largest magnitude, as stored. Adding half of the implicit one's weight to the fraction
-// carries into the exponent from 1.5 on.
+// scale_exponent: of the largest magnitude, as stored. Adding half of the implicit one's weight to the
+// fraction carries into the exponent from 1.5 on.
 DGC_INLINE void codes_of_powers(const float* __restrict values, size_t count, int32_t scale_exponent,
                                 uint8_t* __restrict codes) {
   for (size_t i = 0; i < count; ++i) {
@@ -75,22 +75,23 @@ struct ExponentKernels {
   void (*power_values)(const uint8_t* codes, size_t count, float scale, float* values);
 };
 
-#define DGC_DEFINE_EXPONENTS(SET, TARGET)                                                                        \
-  namespace SET {                                                                                                \
-  TARGET void natural_codes(const float* values, size_t count, Key key, uint32_t first, uint8_t* negative,       \
-                            uint8_t* exponents) {                                                                \
-    codes_of_exponents(values, count, key, first, negative, exponents);                                          \
-  }                                                                                                              \
-  TARGET void natural_values(const uint8_t* negative, const uint8_t* exponents, size_t count, float* values) {   \
-    values_of_exponents(negative, exponents, count, values);                                                     \
-  }                                                                                                              \
-  TARGET void power_codes(const float* values, size_t count, int32_t scale_exponent, uint8_t* codes) {           \
-    codes_of_powers(values, count, scale_exponent, codes);                                                       \
-  }                                                                                                              \
-  TARGET void power_values(const uint8_t* codes, size_t count, float scale, float* values) {                     \
-    values_of_powers(codes, count, scale, values);                                                               \
-  }                                                                                                              \
-  const ExponentKernels table = {#SET, natural_codes, natural_values, power_codes, power_values};                \
+#define DGC_DEFINE_EXPONENTS(SET, TARGET)                                                                  \
+  namespace SET {                                                                                          \
+  TARGET void natural_codes(const float* values, size_t count, Key key, uint32_t first, uint8_t* negative, \
+                            uint8_t* exponents) {                                                          \
+    codes_of_exponents(values, count, key, first, negative, exponents);                                    \
+  }                                                                                                        \
+  TARGET void natural_values(const uint8_t* negative, const uint8_t* exponents, size_t count,              \
+                             float* values) {                                                              \
+    values_of_exponents(negative, exponents, count, values);                                               \
+  }                                                                                                        \
+  TARGET void power_codes(const float* values, size_t count, int32_t scale_exponent, uint8_t* codes) {     \
+    codes_of_powers(values, count, scale_exponent, codes);                                                 \
+  }                                                                                                        \
+  TARGET void power_values(const uint8_t* codes, size_t count, float scale, float* values) {               \
+    values_of_powers(codes, count, scale, values);                                                         \
+  }                                                                                                        \
+  const ExponentKernels table = {#SET, natural_codes, natural_values, power_codes, power_values};          \
   }
 
 DGC_INSTRUCTION_SETS(DGC_DEFINE_EXPONENTS)
@@ -120,8 +121,6 @@ class Natural : public TiledCoding {
   }
 
  protected:
-  void write_header(const float*, size_t, int, uint8_t*) const override {}
-
   void encode_tile(const float* values, size_t k, size_t first, size_t count, Key key, uint8_t* bytes,
                    float* sent) const override {
     const ExponentKernels& kernels = exponent_kernels();

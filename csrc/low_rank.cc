@@ -109,15 +109,24 @@ class LowRank : public Codec {
     });
   }
 
-  // Q of the step before, or, where it holds nothing, numbers drawn alike by all workers.
+  // Q of the step before, or, where it holds nothing, numbers drawn alike by all workers. Columns have the
+  // length 1: only their directions matter, and Q is as large as the gradient, so that M Q could overflow.
   std::vector<float> basis_of(const Context& context) const {
     std::vector<float> basis(context.memory, context.memory + columns_ * rank_);
     for (size_t r = 0; r < rank_; ++r) {
       float* column = basis.data() + r * columns_;
-      if (std::any_of(column, column + columns_, [](float x) { return x != 0.0f; })) continue;
-      const Key key = derive(context.randomness.shared, r);
+      if (std::all_of(column, column + columns_, [](float x) { return x == 0.0f; })) {
+        const Key key = derive(context.randomness.shared, r);
+        // Halfway between multiples of 2^-23, so never 0.
+        for (size_t c = 0; c < columns_; ++c)
+          column[c] = 2.0f * random_uniform(key, static_cast<uint32_t>(c)) - (1.0f - 0x1p-24f);
+      }
+      double squares = 0.0;
       for (size_t c = 0; c < columns_; ++c)
-        column[c] = 2.0f * random_uniform(key, static_cast<uint32_t>(c)) - 1.0f;
+        squares += static_cast<double>(column[c]) * static_cast<double>(column[c]);
+      const double length = std::sqrt(squares);
+      for (size_t c = 0; c < columns_; ++c)
+        column[c] = static_cast<float>(static_cast<double>(column[c]) / length);
     }
     return basis;
   }

@@ -91,10 +91,15 @@ class Proportion : public Selector {
     const size_t nonzero = sides[0].size() + sides[1].size();
     if (nonzero == 0) return fitted({}, n, k);
     const size_t room = std::min(k, nonzero);
+    if (room == 1) {
+      // Room for one sign only: the largest of all, so that neither sign waits forever.
+      sides[0].insert(sides[0].end(), sides[1].begin(), sides[1].end());
+      return fitted(std::move(sides[0]), n, k);
+    }
     // Rounded to nearest, but one of each sign wherever there is room for it.
     size_t quota = (room * sides[0].size() + nonzero / 2) / nonzero;
     if (!sides[0].empty()) quota = std::max<size_t>(quota, 1);
-    if (!sides[1].empty() && room > 1) quota = std::min(quota, room - 1);
+    if (!sides[1].empty()) quota = std::min(quota, room - 1);
     const size_t quotas[2] = {quota, room - quota};
     std::vector<Candidate> kept;
     for (int side = 0; side < 2; ++side) {
@@ -173,16 +178,19 @@ class Ternarise : public Selector {
  private:
   float limit_of(const float* values, size_t n) const {
     if (clip_ == 0.0f) return std::numeric_limits<float>::max();
+    // Equal values have no spread to be clipped to, whatever is left of it by rounding.
+    if (std::all_of(values, values + n, [&](float x) { return x == values[0]; }))
+      return std::numeric_limits<float>::max();
     double sum = 0.0;
+    for (size_t i = 0; i < n; ++i) sum += static_cast<double>(values[i]);
+    const double mean = sum / static_cast<double>(n);
     double squares = 0.0;
     for (size_t i = 0; i < n; ++i) {
-      sum += static_cast<double>(values[i]);
-      squares += static_cast<double>(values[i]) * static_cast<double>(values[i]);
+      const double distance = static_cast<double>(values[i]) - mean;
+      squares += distance * distance;
     }
-    const double count = static_cast<double>(std::max<size_t>(1, n));
-    const double variance = std::max(0.0, squares / count - sum / count * (sum / count));
-    // Equal values have no spread to be clipped to.
-    return variance > 0.0 ? clip_ * static_cast<float>(std::sqrt(variance)) : std::numeric_limits<float>::max();
+    const double limit = static_cast<double>(clip_) * std::sqrt(squares / static_cast<double>(n));
+    return static_cast<float>(std::min(limit, static_cast<double>(std::numeric_limits<float>::max())));
   }
 
   static float scale_of(const float* values, size_t n, float limit) {
@@ -208,10 +216,10 @@ class Unambiguous : public Selector {
   Selected select(const float* values, size_t n, size_t k, const Context& context) const override {
     std::vector<Candidate> candidates;
     for (size_t i = 0; i < n; ++i) {
-      const float square = values[i] * values[i];
-      const float moment = context.memory[i] + context.squares[i];
-      if (!(square > alpha_ * moment) || !(std::fabs(values[i]) > tau_)) continue;
-      const float score = moment > 0.0f ? square / moment : std::numeric_limits<float>::infinity();
+      const double square = static_cast<double>(saturated(static_cast<double>(values[i] * values[i])));
+      const double moment = static_cast<double>(moment_of(context.memory, context, i));
+      if (!(square > static_cast<double>(alpha_) * moment) || !(std::fabs(values[i]) > tau_)) continue;
+      const float score = moment > 0.0 ? saturated(square / moment) : std::numeric_limits<float>::infinity();
       const float value = tau_ > 0.0f ? with_sign_of(tau_, values[i]) : values[i];
       candidates.push_back({static_cast<uint32_t>(i), value, score});
     }
@@ -221,7 +229,7 @@ class Unambiguous : public Selector {
   void settle(const Proposal& p, const float* residual, const Context& context, float* memory) const override {
     size_t j = 0;
     for (size_t i = 0; i < p.n; ++i) {
-      const float moment = memory[i] + context.squares[i];
+      const float moment = moment_of(memory, context, i);
       const bool listed = p.dense || (j < p.indices.size() && p.indices[j] == i);
       const float sent = listed ? p.sent[p.dense ? i : j] : 0.0f;
       if (listed) ++j;
@@ -230,13 +238,24 @@ class Unambiguous : public Selector {
       } else if (tau_ == 0.0f) {
         memory[i] = 0.0f;
       } else {
-        const float before = std::fabs(residual[i] + sent);
-        memory[i] = std::max(moment - 2.0f * before * tau_ + tau_ * tau_, 0.0f);
+        const double tau = static_cast<double>(tau_);
+        const double before = std::fabs(static_cast<double>(residual[i]) + static_cast<double>(sent));
+        const double left = static_cast<double>(moment) - 2.0 * before * tau + tau * tau;
+        memory[i] = saturated(std::max(left, 0.0));
       }
     }
   }
 
  private:
+  // Squares of what is finite, but must not become infinite: that would be for ever.
+  static float saturated(double x) {
+    return static_cast<float>(std::min(x, static_cast<double>(std::numeric_limits<float>::max())));
+  }
+
+  static float moment_of(const float* memory, const Context& context, size_t i) {
+    return saturated(static_cast<double>(memory[i] + context.squares[i]));
+  }
+
   float alpha_;
   float zeta_;
   float tau_;

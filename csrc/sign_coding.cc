@@ -26,9 +26,11 @@ DGC_INLINE void one_of_two(const uint8_t* __restrict codes, size_t count, float 
 }
 
 // above and below: `count` float32 each, not aligned.
-DGC_INLINE void one_of_each_two(const uint8_t* __restrict codes, size_t count, const uint8_t* __restrict above,
-                                const uint8_t* __restrict below, float* __restrict values) {
-  for (size_t i = 0; i < count; ++i) values[i] = one_of(codes[i], header_float(above, i), header_float(below, i));
+DGC_INLINE void one_of_each_two(const uint8_t* __restrict codes, size_t count,
+                                const uint8_t* __restrict above, const uint8_t* __restrict below,
+                                float* __restrict values) {
+  for (size_t i = 0; i < count; ++i)
+    values[i] = one_of(codes[i], header_float(above, i), header_float(below, i));
 }
 
 struct SignKernels {
@@ -39,19 +41,17 @@ struct SignKernels {
                       float* values);
 };
 
-#define DGC_DEFINE_SIGNS(SET, TARGET)                                                                  \
-  namespace SET {                                                                                      \
-  TARGET void codes(const float* values, size_t count, uint8_t* out) {                                 \
-    codes_of_signs(values, count, out);                                                                \
-  }                                                                                                    \
-  TARGET void choose(const uint8_t* in, size_t count, float above, float below, float* values) {       \
-    one_of_two(in, count, above, below, values);                                                       \
-  }                                                                                                    \
-  TARGET void choose_each(const uint8_t* in, size_t count, const uint8_t* above, const uint8_t* below, \
-                          float* values) {                                                             \
-    one_of_each_two(in, count, above, below, values);                                                  \
-  }                                                                                                    \
-  const SignKernels table = {#SET, codes, choose, choose_each};                                        \
+#define DGC_DEFINE_SIGNS(SET, TARGET)                                                                        \
+  namespace SET {                                                                                            \
+  TARGET void codes(const float* values, size_t count, uint8_t* out) { codes_of_signs(values, count, out); } \
+  TARGET void choose(const uint8_t* in, size_t count, float above, float below, float* values) {             \
+    one_of_two(in, count, above, below, values);                                                             \
+  }                                                                                                          \
+  TARGET void choose_each(const uint8_t* in, size_t count, const uint8_t* above, const uint8_t* below,       \
+                          float* values) {                                                                   \
+    one_of_each_two(in, count, above, below, values);                                                        \
+  }                                                                                                          \
+  const SignKernels table = {#SET, codes, choose, choose_each};                                              \
   }
 
 DGC_INSTRUCTION_SETS(DGC_DEFINE_SIGNS)
@@ -119,7 +119,8 @@ class OneBit : public SignCoding {
   void write_means(const SignSums& sums, size_t size, size_t k, size_t group, uint8_t* bytes) const {
     float above = 0.0f;
     float below = 0.0f;
-    if (size > sums.negatives) above = header_scale(sums.positive / static_cast<double>(size - sums.negatives));
+    if (size > sums.negatives)
+      above = header_scale(sums.positive / static_cast<double>(size - sums.negatives));
     // A sum that is NaN may be all that is left of the negative values.
     if (sums.negative != 0.0) {
       below = -header_scale(-sums.negative / static_cast<double>(std::max<uint64_t>(1, sums.negatives)));
@@ -188,17 +189,17 @@ class OneBitColumns : public OneBit {
     const uint8_t* above = header;
     const uint8_t* below = header + columns * sizeof(float);
     // Few columns are looked up in tables of several rows.
-    constexpr size_t kWidth = 256;
-    float tables[2][2 * kWidth];
+    constexpr size_t kWidth = 64;
+    uint8_t tables[2][2 * kWidth * sizeof(float)];
     size_t width = columns;
     if (columns < kWidth && count >= kWidth) {
-      width = (kWidth + columns - 1) / columns * columns;
-      for (size_t i = 0; i < width; ++i) {
-        tables[0][i] = header_float(above, i % columns);
-        tables[1][i] = header_float(below, i % columns);
+      const size_t row = columns * sizeof(float);
+      for (width = 0; width < kWidth; width += columns) {
+        std::memcpy(tables[0] + width * sizeof(float), above, row);
+        std::memcpy(tables[1] + width * sizeof(float), below, row);
       }
-      above = reinterpret_cast<const uint8_t*>(tables[0]);
-      below = reinterpret_cast<const uint8_t*>(tables[1]);
+      above = tables[0];
+      below = tables[1];
     }
     const SignKernels& kernels = sign_kernels();
     size_t column = first % columns;

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 
@@ -18,13 +19,31 @@ DGC_INLINE uint32_t round_at_random(float t, Key key, uint32_t index) {
   return static_cast<uint32_t>(whole) + (random_uniform(key, index) < part ? 1u : 0u);
 }
 
-// norm >= FLT_MIN and not below any magnitude. Divides, because the reciprocal of a large norm is subnormal.
-DGC_INLINE void codes_of_levels(const float* __restrict values, size_t count, float norm, unsigned width, Key key,
-                                uint32_t first, uint8_t* __restrict codes) {
+// Factors of numerator / scale such that neither the second nor a product with the first, of values up to
+// `scale` and not much below it, overflows or is subnormal, as the reciprocal of a large scale is. The
+// product of `scale` with both is not below the numerator, so that the largest values round to it for
+// certain. scale >= FLT_MIN.
+struct Ratio {
+  float power;
+  float rest;
+};
+
+Ratio ratio(float numerator, float scale) {
+  const float power = scale < 1.0f ? 0x1p64f : 0x1p-64f;
+  float rest = numerator / (scale * power);
+  while (scale * power * rest < numerator) rest = std::nextafter(rest, FLT_MAX);
+  return {power, rest};
+}
+
+// norm >= FLT_MIN and not below any magnitude.
+DGC_INLINE void codes_of_levels(const float* __restrict values, size_t count, float norm, unsigned width,
+                                Key key, uint32_t first, uint8_t* __restrict codes) {
   const float levels = static_cast<float>((1u << (width - 1)) - 1u);
+  const Ratio scale = ratio(levels, norm);
   for (size_t i = 0; i < count; ++i) {
     const uint32_t bits = float_bits(values[i]);
-    const float t = bits_float(bits & 0x7fffffffu) / norm * levels;
+    float t = bits_float(bits & 0x7fffffffu) * scale.power * scale.rest;
+    t = t < levels ? t : levels;
     const uint32_t level = round_at_random(t, key, first + static_cast<uint32_t>(i));
     codes[i] = static_cast<uint8_t>(level | (bits >> 31) << (width - 1));
   }
@@ -45,8 +64,11 @@ DGC_INLINE void values_of_levels(const uint8_t* __restrict codes, size_t count, 
 DGC_INLINE void codes_of_steps(const float* __restrict values, size_t count, float largest, unsigned width,
                                Key key, uint32_t first, uint8_t* __restrict codes) {
   const float half = static_cast<float>((1u << width) - 1u) * 0.5f;
+  const Ratio scale = ratio(half, largest);
   for (size_t i = 0; i < count; ++i) {
-    const float t = (values[i] / largest + 1.0f) * half;
+    float t = values[i] * scale.power * scale.rest + half;
+    t = t > 0.0f ? t : 0.0f;
+    t = t < 2.0f * half ? t : 2.0f * half;
     codes[i] = static_cast<uint8_t>(round_at_random(t, key, first + static_cast<uint32_t>(i)));
   }
 }
@@ -61,8 +83,8 @@ DGC_INLINE void values_of_steps(const uint8_t* __restrict codes, size_t count, f
 }
 
 struct StochasticKernels {
-  using Codes = void (*)(const float* values, size_t count, float scale, unsigned width, Key key, uint32_t first,
-                         uint8_t* codes);
+  using Codes = void (*)(const float* values, size_t count, float scale, unsigned width, Key key,
+                         uint32_t first, uint8_t* codes);
   using Values = void (*)(const uint8_t* codes, size_t count, float scale, unsigned width, float* values);
   const char* name;
   Codes level_codes;
@@ -71,22 +93,22 @@ struct StochasticKernels {
   Values step_values;
 };
 
-#define DGC_DEFINE_CODES(NAME, FUNCTION, TARGET)                                                                 \
-  TARGET void NAME(const float* values, size_t count, float scale, unsigned width, Key key, uint32_t first,      \
-                   uint8_t* codes) {                                                                             \
-    FUNCTION(values, count, scale, width, key, first, codes);                                                    \
+#define DGC_DEFINE_CODES(NAME, FUNCTION, TARGET)                                                            \
+  TARGET void NAME(const float* values, size_t count, float scale, unsigned width, Key key, uint32_t first, \
+                   uint8_t* codes) {                                                                        \
+    FUNCTION(values, count, scale, width, key, first, codes);                                               \
   }
-#define DGC_DEFINE_VALUES(NAME, FUNCTION, TARGET)                                                               \
-  TARGET void NAME(const uint8_t* codes, size_t count, float scale, unsigned width, float* values) {            \
-    FUNCTION(codes, count, scale, width, values);                                                               \
+#define DGC_DEFINE_VALUES(NAME, FUNCTION, TARGET)                                                    \
+  TARGET void NAME(const uint8_t* codes, size_t count, float scale, unsigned width, float* values) { \
+    FUNCTION(codes, count, scale, width, values);                                                    \
   }
-#define DGC_DEFINE_STOCHASTIC(SET, TARGET)                                                                      \
-  namespace SET {                                                                                               \
-  DGC_DEFINE_CODES(level_codes, codes_of_levels, TARGET)                                                        \
-  DGC_DEFINE_VALUES(level_values, values_of_levels, TARGET)                                                     \
-  DGC_DEFINE_CODES(step_codes, codes_of_steps, TARGET)                                                          \
-  DGC_DEFINE_VALUES(step_values, values_of_steps, TARGET)                                                       \
-  const StochasticKernels table = {#SET, level_codes, level_values, step_codes, step_values};                   \
+#define DGC_DEFINE_STOCHASTIC(SET, TARGET)                                                    \
+  namespace SET {                                                                             \
+  DGC_DEFINE_CODES(level_codes, codes_of_levels, TARGET)                                      \
+  DGC_DEFINE_VALUES(level_values, values_of_levels, TARGET)                                   \
+  DGC_DEFINE_CODES(step_codes, codes_of_steps, TARGET)                                        \
+  DGC_DEFINE_VALUES(step_values, values_of_steps, TARGET)                                     \
+  const StochasticKernels table = {#SET, level_codes, level_values, step_codes, step_values}; \
   }
 
 DGC_INSTRUCTION_SETS(DGC_DEFINE_STOCHASTIC)
@@ -114,7 +136,9 @@ class Qsgd : public PackedCoding {
 
   void write_group(const float* values, size_t count, size_t, size_t bucket, int threads,
                    uint8_t* bytes) const override {
-    const double squares = sum_squares(values, Scalar::float32, count, threads);
+    constexpr size_t kShort = 1 << 15;
+    const double squares = count <= kShort ? kernels().sum_squares(values, count)
+                                           : sum_squares(values, Scalar::float32, count, threads);
     set_header_float(bytes, bucket, header_scale(std::sqrt(squares)));
   }
 
@@ -124,7 +148,8 @@ class Qsgd : public PackedCoding {
     for (size_t i = 0; i < count;) {
       const size_t bucket = (first + i) / bucket_;
       const size_t length = std::min(count - i, (bucket + 1) * bucket_ - (first + i));
-      codes_or_zero(codes_of, values + i, length, header_float(header, bucket), width(), key, first + i, codes + i);
+      codes_or_zero(codes_of, values + i, length, header_float(header, bucket), width(), key, first + i,
+                    codes + i);
       i += length;
     }
   }
@@ -166,8 +191,8 @@ class DoReFa : public PackedCoding {
 
   void quantise(const float* values, size_t, const uint8_t* header, size_t first, size_t count, Key key,
                 uint8_t* codes) const override {
-    codes_or_zero(stochastic_kernels().step_codes, values, count, header_float(header, 0), width(), key, first,
-                  codes);
+    codes_or_zero(stochastic_kernels().step_codes, values, count, header_float(header, 0), width(), key,
+                  first, codes);
   }
 
   void restore(const uint8_t* codes, size_t, const uint8_t* header, size_t, size_t count,

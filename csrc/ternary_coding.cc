@@ -21,8 +21,8 @@ DGC_INLINE void codes_of_signs(const float* __restrict values, size_t count, uin
   }
 }
 
-DGC_INLINE void one_of_three(const uint8_t* __restrict codes, size_t count, float zero, float above, float below,
-                             float* __restrict values) {
+DGC_INLINE void one_of_three(const uint8_t* __restrict codes, size_t count, float zero, float above,
+                             float below, float* __restrict values) {
   for (size_t i = 0; i < count; ++i) {
     const uint32_t bits = select(codes[i] == 1, float_bits(above), float_bits(zero));
     values[i] = bits_float(select(codes[i] == 2, float_bits(below), bits));
@@ -35,13 +35,13 @@ struct TernaryKernels {
   void (*choose)(const uint8_t* codes, size_t count, float zero, float above, float below, float* values);
 };
 
-#define DGC_DEFINE_TERNARY(SET, TARGET)                                                                        \
-  namespace SET {                                                                                              \
-  TARGET void codes(const float* values, size_t count, uint8_t* out) { codes_of_signs(values, count, out); }   \
-  TARGET void choose(const uint8_t* in, size_t count, float zero, float above, float below, float* values) {   \
-    one_of_three(in, count, zero, above, below, values);                                                       \
-  }                                                                                                            \
-  const TernaryKernels table = {#SET, codes, choose};                                                          \
+#define DGC_DEFINE_TERNARY(SET, TARGET)                                                                      \
+  namespace SET {                                                                                            \
+  TARGET void codes(const float* values, size_t count, uint8_t* out) { codes_of_signs(values, count, out); } \
+  TARGET void choose(const uint8_t* in, size_t count, float zero, float above, float below, float* values) { \
+    one_of_three(in, count, zero, above, below, values);                                                     \
+  }                                                                                                          \
+  const TernaryKernels table = {#SET, codes, choose};                                                        \
   }
 
 DGC_INSTRUCTION_SETS(DGC_DEFINE_TERNARY)
@@ -69,7 +69,8 @@ class Ternary : public TiledCoding {
       const std::string wrong = check_scale(bytes, i);
       if (!wrong.empty()) return wrong;
     }
-    return trits_are_valid(bytes + kHeaderBytes, k) ? "" : "a byte is not five trits, or an unused one is not 0";
+    return trits_are_valid(bytes + kHeaderBytes, k) ? ""
+                                                    : "a byte is not five trits, or an unused one is not 0";
   }
 
  protected:

@@ -13,7 +13,7 @@ namespace dgc {
 namespace {
 
 constexpr size_t kShortGroup = 1 << 15;
-constexpr size_t kGrain = 1 << 16;    // values per thread at least
+constexpr size_t kGrain = 1 << 16;  // values per thread at least
 constexpr size_t kPrefetch = 1280;  // how many values before they are needed
 
 }  // namespace
@@ -36,19 +36,20 @@ void TiledCoding::write_group(const float*, size_t, size_t, size_t, int, uint8_t
 
 void TiledCoding::write_header(const float* values, size_t k, int threads, uint8_t* bytes) const {
   const size_t size = group_size();
-  for (size_t first = 0; first < k; first += size) {
+  for (size_t first = 0; size > 0 && first < k; first += size) {
     write_group(values + first, std::min(size, k - first), k, first / size, threads, bytes);
   }
 }
 
 void TiledCoding::encode(const float* values, size_t k, Key key, int threads, uint8_t* bytes,
                          float* sent) const {
-  // Values of a short group are still in the cache when their codes are found right after its numbers. Ranges then
-  // begin with a group, because one of another thread's may have been overwritten if sent is values.
+  // Values of a short group are still in the cache when their codes are found right after its numbers. Ranges
+  // then begin with a group, because one of another thread's may have been overwritten if sent is values; and
+  // at a multiple of 8, where codes of any width begin a byte.
   const size_t size = group_size();
   const bool with_groups = size > 0 && size <= kShortGroup;
   if (!with_groups) write_header(values, k, threads, bytes);
-  const size_t unit = std::lcm(kCodingTile, with_groups ? size : 1);
+  const size_t unit = with_groups ? std::lcm(size, size_t{8}) : kCodingTile;
   const std::vector<Range> ranges = split_units((k + unit - 1) / unit, threads, kGrain / unit);
   run_parallel(ranges.size(), [&](size_t r) {
     const size_t end = std::min(k, ranges[r].end * unit);

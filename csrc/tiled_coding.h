@@ -1,6 +1,6 @@
-// What the quantisers of quantisers.h have in common: a header of float32 numbers that are found by looking at
-// all values, then small codes, found tile by tile: while a tile is in the first-level cache it is quantised,
-// packed, and restored into `sent` from the header and its codes as decoding does.
+// What the quantisers of quantisers.h have in common: a header of float32 numbers that are found by looking
+// at all values, then small codes, found tile by tile: while a tile is in the first-level cache it is
+// quantised, packed, and restored into `sent` from the header and its codes as decoding does.
 #pragma once
 
 #include <cstddef>
@@ -12,8 +12,8 @@
 
 namespace dgc {
 
-// Small, so that fetching from memory what comes next goes on beside the computation. A multiple of 64, so that
-// codes of a tile are whole bytes whatever their width, and of 5 for trits.
+// Small, so that fetching from memory what comes next goes on beside the computation. A multiple of 64, so
+// that codes of a tile are whole bytes whatever their width, and of 5 for trits.
 constexpr size_t kCodingTile = 320;
 
 inline float header_float(const uint8_t* bytes, size_t index) {
@@ -46,7 +46,7 @@ class TiledCoding : public ValueCoding {
   virtual void write_group(const float* values, size_t count, size_t k, size_t group, int threads,
                            uint8_t* bytes) const;
 
-  // The whole header. By default that of every group.
+  // The whole header. By default that of every group, if there are any.
   virtual void write_header(const float* values, size_t k, int threads, uint8_t* bytes) const;
 
   // Codes and sent[0..count) of values[0..count), the tile that begins at position `first`; the header is

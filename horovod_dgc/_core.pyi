@@ -39,6 +39,29 @@ class ValueCoder:
     float32, float16, bfloat16: the 16-bit coders round to nearest even, saturate finite values and turn infinities
     into NaN. int8, int4: a float32 scale, max|v| / 127 or max|v| / 7, per chunk of 256 values; a chunk with a value
     that is not finite decodes to NaN throughout.
+
+    The quantisers (formats and sources: csrc/quantisers.h) send a header of float32 numbers and a few bits per value:
+
+    ==================== ============================================== =============================================
+    name                 nbytes(k)                                      decoded to
+    ==================== ============================================== =============================================
+    ``sign``             4 + ceil(k / 8)                                +1 where v >= 0, else -1
+    ``meansign``         4 + ceil(k / 8)                                mean of abs(v), with the sign
+    ``onebit:G``         8 * ceil(k / G) + ceil(k / 8)                  mean of the values of the sign in a group of G
+    ``onebitcolumns:C``  8 * min(k, C) + ceil(k / 8)                    the same; the group of value i is i mod C
+    ``ternary``          8 + ceil(k / 5)                                mean of the values of the sign; 0 stays 0
+    ``qsgd:B:S``         4 * ceil(k / S) + ceil(B * k / 8)              multiples of norm / (2^(B-1) - 1) of a bucket
+                                                                        of S values, at random; B: 2, 4, 8
+    ``dorefa:B``         4 + ceil(B * k / 8)                            2^B steps from -max|v| to max|v|, at random;
+                                                                        B: 1 to 8
+    ``natural``          k + ceil(k / 8)                                powers of two, at random
+    ``power4``           4 + ceil(k / 2)                                0 or the nearest of the 7 powers of two up to
+                                                                        max|v|
+    ==================== ============================================== =============================================
+
+    What is rounded at random has the value as its expectation. Where a value is not finite, all that share a number
+    of the header with it decode to NaN, in natural it alone. A header number that would be subnormal is 0, and its
+    values decode to 0.
     """
 
     def __init__(self, name: str) -> None: ...

@@ -23,10 +23,25 @@ using namespace dgc;
 
 constexpr size_t kK = 25600000;
 
-const char* const kCoders[] = {"float32",     "float16",        "int8",    "int4",       "sign",
-                               "meansign",    "onebit:4608",    "onebit:64", "onebitcolumns:512", "onebitcolumns:3",
-                               "ternary",     "qsgd:2:512",     "qsgd:4:512", "qsgd:8:512", "dorefa:2",
-                               "dorefa:3",    "dorefa:8",       "natural", "power4"};
+const char* const kCoders[] = {"float32",
+                               "float16",
+                               "int8",
+                               "int4",
+                               "sign",
+                               "meansign",
+                               "onebit:4608",
+                               "onebit:64",
+                               "onebitcolumns:512",
+                               "onebitcolumns:3",
+                               "ternary",
+                               "qsgd:2:512",
+                               "qsgd:4:512",
+                               "qsgd:8:512",
+                               "dorefa:2",
+                               "dorefa:3",
+                               "dorefa:8",
+                               "natural",
+                               "power4"};
 
 std::vector<float> make_values() {
   std::mt19937 random(1);

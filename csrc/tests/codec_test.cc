@@ -24,8 +24,14 @@ const char* const kDescriptions[] = {
     "coordinates n=600 k=60 indices=runlength16 values=float32 select=bins length=50",
     "coordinates n=600 k=600 indices=elias-fano values=float32 select=ternarise clip=2.5 shared=0",
     "coordinates n=600 k=600 indices=elias-fano values=float32 select=ternarise clip=0 shared=1",
-    "coordinates n=600 k=60 indices=elias-fano values=float32 select=unambiguous alpha=1.5 zeta=0.999 threshold=0",
-    "coordinates n=600 k=60 indices=elias-fano values=float32 select=unambiguous alpha=1 zeta=0.9 threshold=0.5",
+    "coordinates n=600 k=60 indices=elias-fano values=float32 select=unambiguous alpha=1.5 zeta=0.999 "
+    "threshold=0",
+    "coordinates n=600 k=60 indices=elias-fano values=float32 select=unambiguous alpha=1 zeta=0.9 "
+    "threshold=0.5",
+    "coordinates n=600 k=60 indices=elias-fano values=ternary select=bins length=50",
+    "coordinates n=600 k=60 indices=elias-fano values=power4 select=unambiguous alpha=1 zeta=0.999 "
+    "threshold=0",
+    "coordinates n=600 k=600 indices=elias-fano values=sign select=largest vote=1",
     "random n=600 k=60 values=float32 factor=1",
     "random n=600 k=600 values=float16 factor=1",
     "sketch n=600 k=10 rows=3 columns=101",
@@ -205,6 +211,53 @@ TEST(LowRank, RecoversAMatrixOfThatRank) {
   ASSERT_TRUE(worker.open());
   const Proposal p = worker.propose();
   for (size_t i = 0; i < 600; ++i) EXPECT_NEAR(p.sent[i], matrix[i], 1e-4);
+}
+
+TEST(LowRank, AScaleOutOfAllProportionLastsOneStep) {
+  const auto codec = make_codec("lowrank rows=20 columns=30 rank=2");
+  Worker worker(codec, test::normal(600, 1));
+  std::fill(worker.residual.begin(), worker.residual.end(), 0.0f);
+  for (const float size : {1e25f, 1.0f, 1e-25f, 1.0f}) {
+    worker.grad = test::normal(600, 2, size);
+    ASSERT_TRUE(worker.open());
+    const Proposal p = worker.propose();
+    ASSERT_TRUE(p.finite);
+    worker.commit(p);
+    codec->absorb(p.payload.data(), 1, worker.memory.data());
+  }
+}
+
+TEST(Proportion, OneCoordinateGoesToTheLargerSign) {
+  Worker worker(make_codec("coordinates n=5 k=1 indices=int32 values=float32 select=proportion"),
+                {1, 2, -3, 4, -5});
+  std::fill(worker.residual.begin(), worker.residual.end(), 0.0f);
+  for (const float expected : {-5.0f, 8.0f, -10.0f}) {
+    const Proposal p = worker.propose();
+    EXPECT_EQ(p.sent[0], expected);
+    worker.commit(p);
+  }
+}
+
+TEST(Ternarise, DoesNotClipEqualValues) {
+  const auto codec =
+      make_codec("coordinates n=1000 k=1000 indices=int32 values=float32 select=ternarise clip=2.5 shared=0");
+  Worker worker(codec, std::vector<float>(1000, 0.1f));
+  std::fill(worker.residual.begin(), worker.residual.end(), 0.0f);
+  EXPECT_EQ(worker.propose().sent, worker.grad);
+}
+
+TEST(Unambiguous, AMomentIsNeverInfinite) {
+  for (const char* const threshold : {"0", "1e19", "1e30"}) {
+    const auto codec = make_codec(
+        std::string("coordinates n=4 k=4 indices=int32 values=float32 select=unambiguous alpha=1 zeta=0.9") +
+        " threshold=" + threshold);
+    Worker worker(codec, std::vector<float>(4, 1e30f));
+    std::fill(worker.residual.begin(), worker.residual.end(), 0.0f);
+    for (int step = 0; step < 4; ++step) {
+      worker.commit(worker.propose());
+      for (const float moment : worker.memory) ASSERT_TRUE(std::isfinite(moment));
+    }
+  }
 }
 
 TEST(Descriptions, AreRefusedWithWhatIsWrong) {

@@ -27,7 +27,7 @@ class Cast(Accumulating):
 class FP16(Cast):
     """Send every gradient in IEEE half precision, 16 bits an element, biases and normalisation parameters too.
 
-    Rounded to nearest even; what is beyond 65,504 becomes that, and what is below 2**-25 becomes 0. The sum of two
+    Rounded to nearest even; what is beyond 65,504 becomes that, and what is at most 2**-25 becomes 0. The sum of two
     payloads is the payload of the sum.
 
     Args:
