@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 from horovod_dgc import METHODS, method
-from horovod_dgc.method import Method
+from horovod_dgc.method import Method, Plan
 
 # Settings under which a small tensor shows what each method does; a method without an entry is taken as it is.
 VARIANTS: dict[str, list[dict[str, object]]] = {
@@ -24,3 +27,13 @@ VARIANTS: dict[str, list[dict[str, object]]] = {
 def family() -> list[Method]:
     """Every registered method, in each of its variants."""
     return [method(name, **settings) for name in METHODS for settings in VARIANTS.get(name, [{}])]
+
+
+def compared_steps(plans: Iterable[Plan]) -> float:
+    """For how many steps a job can be held against its workers in one process, to rounding.
+
+    What a collective sums up in the opening round is rounded in another order than in one process, and a codec that
+    goes on from its own sums, as PowerSGD's power iteration does, carries that from step to step.
+    """
+    feeds_back = any(plan.codec.memory and plan.opening_nbytes for plan in plans)
+    return 8 if feeds_back else math.inf

@@ -7,7 +7,7 @@ from typing import Any
 import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
-from family import family
+from family import compared_steps, family
 
 from checks.common import Fed, Trainer, assert_ranks_identical, sgd
 from horovod_dgc import Method, exchange
@@ -37,11 +37,12 @@ def reduced_alone(method: Method, model: Fed, op: Any) -> list[list[np.ndarray]]
 def follow(method: Method, transport: str, op: Any) -> None:
     model = Fed()
     expected = reduced_alone(method, model, op)
+    compared = compared_steps([method.plan(v.shape, STEPS, "last") for v in model.variables])
     optimizer = sgd(learning_rate=1.0, momentum=0.5 if method.corrects_momentum else 0.0)
     trainer = Trainer(model, method, optimizer, settings={"transport": transport}, op=op)
     for step in range(STEPS):
         gradients = trainer.step([tf.constant(g) for g in model.feed(step, hvd.rank())])
-        for gradient, result in zip(gradients, expected[step]):
+        for gradient, result in zip(gradients, expected[step] if step < compared else ()):
             difference = np.abs(gradient.numpy().ravel() - result).max()
             scale = max(1.0, np.abs(result).max())
             assert difference <= 2e-5 * scale, f"{method} by {transport}, step {step}: {difference} of {scale}"
