@@ -44,15 +44,8 @@ class Coordinates : public Codec {
     Selected chosen;
     if (selector_) chosen = selector_->select(values, n(), layout_.k(), context);
     if (selector_ && chosen.values.empty() && n() > 0) return poisoned();
-    Proposal p;
-    p.n = n();
-    p.dense = layout_.dense();
-    p.finite = true;
-    p.payload.resize(nbytes());
-    p.sent.resize(layout_.k());
-    layout_.pack(chosen.indices.data(), selector_ ? chosen.values.data() : values, p.payload.data(),
-                 p.sent.data(), context.randomness.own, context.threads);
-    p.indices = std::move(chosen.indices);
+    Proposal p =
+        packed(layout_, selector_ ? chosen.values.data() : values, std::move(chosen.indices), context);
     p.overflow = chosen.overflow;
     return p;
   }
@@ -144,6 +137,28 @@ Proposal Codec::poisoned() const {
     std::iota(p.indices.begin(), p.indices.end(), 0u);
   }
   return p;
+}
+
+Proposal packed(const Layout& layout, const float* values, std::vector<uint32_t> indices,
+                const Context& context) {
+  Proposal p;
+  p.n = layout.n();
+  p.dense = layout.dense();
+  p.finite = true;
+  p.payload.resize(layout.nbytes());
+  p.sent.resize(layout.k());
+  layout.pack(indices.data(), values, p.payload.data(), p.sent.data(), context.randomness.own,
+              context.threads);
+  p.indices = std::move(indices);
+  return p;
+}
+
+bool any_poisoned(const Codec& codec, const uint8_t* payloads, size_t count) {
+  const std::vector<uint8_t> poison = codec.poison();
+  for (size_t i = 0; i < count; ++i) {
+    if (std::equal(poison.begin(), poison.end(), payloads + i * poison.size())) return true;
+  }
+  return false;
 }
 
 void validate(const Codec& codec, const uint8_t* payloads, size_t count, int threads) {

@@ -112,6 +112,12 @@ class Codec {
   size_t nbytes_;
 };
 
+// The proposal that these values at these coordinates make in a layout. indices: empty if the layout is dense.
+Proposal packed(const Layout& layout, const float* values, std::vector<uint32_t> indices, const Context& context);
+
+// Whether one of `count` payloads is the codec's poison.
+bool any_poisoned(const Codec& codec, const uint8_t* payloads, size_t count);
+
 // Throws std::invalid_argument naming the first payload that is malformed and what is wrong with it.
 void validate(const Codec& codec, const uint8_t* payloads, size_t count, int threads);
 

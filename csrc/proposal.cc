@@ -44,20 +44,6 @@ bool collect(size_t n, size_t k, int32_t threshold, int threads, const Scan& sca
   return finite;
 }
 
-Proposal packed(const Codec& codec, const float* values, std::vector<uint32_t> indices, const Context& context) {
-  const Layout& layout = *codec.fused();
-  Proposal p;
-  p.n = layout.n();
-  p.dense = layout.dense();
-  p.finite = true;
-  p.payload.resize(layout.nbytes());
-  p.sent.resize(layout.k());
-  layout.pack(indices.data(), values, p.payload.data(), p.sent.data(), context.randomness.own,
-              context.threads);
-  p.indices = std::move(indices);
-  return p;
-}
-
 // The best k among all coordinates: `scan` offers those above a guessed threshold, and if they are too few
 // `rescan` offers everything to a list that raises its own threshold.
 Proposal select(const Codec& codec, const Pass& pass, const Options& options, const Context& context,
@@ -71,7 +57,7 @@ Proposal select(const Codec& codec, const Pass& pass, const Options& options, co
   if (list.size() < k && !collect(n, k, kEverything, options.threads, rescan, &list)) return codec.poisoned();
   list.trim();
   *values = list.take_values();
-  return packed(codec, values->data(), list.take_indices(), context);
+  return packed(*codec.fused(), values->data(), list.take_indices(), context);
 }
 
 // v' of all coordinates. False if one is not finite.
@@ -189,7 +175,7 @@ Proposal encode(const Codec& codec, const Update& update, const Arrays& a, const
                     [&](size_t begin, size_t end) { return scan(begin, end, nullptr); })) {
       return codec.poisoned();
     }
-    Proposal p = packed(codec, a.residual, {}, context);
+    Proposal p = packed(*layout, a.residual, {}, context);
     for (size_t i = 0; i < a.n; ++i) a.residual[i] -= p.sent[i];
     return p;
   }

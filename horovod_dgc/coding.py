@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from horovod_dgc import _checks, _core
 
@@ -34,15 +36,33 @@ class Coding:
         _checks.one_of("values", self.values, VALUES)
         _checks.one_of("indices", self.indices, INDICES)
 
-    def codec(self, numel: int, sent: int, select: str = "largest", **settings: object) -> _core.Codec:
-        """The codec that sends ``sent`` of ``numel`` coordinates; its ``nbytes`` never depends on data.
+    def codec(self, numel: int, sent: int) -> _core.Codec:
+        """The codec that sends the ``sent`` largest of ``numel`` coordinates."""
+        return coordinates(numel, sent, values=self.values, indices=self.indices)
 
-        Args:
-            select: which ones: a selector of the core, with its settings.
-        """
-        return codec(
-            "coordinates", n=numel, k=sent, indices=self.indices, values=self.values, select=select, **settings
-        )
+
+def coordinates(
+    numel: int,
+    sent: int,
+    *,
+    values: str,
+    indices: str = "elias-fano",
+    select: str = "largest",
+    **settings: Any,
+) -> _core.Codec:
+    """The codec that sends ``sent`` of ``numel`` coordinates; its ``nbytes`` never depends on data.
+
+    Args:
+        values, indices: coders of the core.
+        select: which ones: a selector of the core, with its settings.
+    """
+    return codec("coordinates", n=numel, k=sent, indices=indices, values=values, select=select, **settings)
+
+
+def every_coordinate(shape: Sequence[int], values: str, select: str = "largest", **settings: Any) -> _core.Codec:
+    """The codec that sends all of a tensor in the value coder ``values``."""
+    numel = math.prod(shape)
+    return coordinates(numel, numel, values=values, select=select, **settings)
 
 
 def codec(kind: str, **settings: object) -> _core.Codec:

@@ -36,18 +36,25 @@ def exchange(
         if not np.isfinite(grad).all():
             raise ValueError(f"grads[{rank}] must be finite: a job skips a step in which one is not")
     arithmetic = {**arithmetic, "workers": len(grads), "tensor": tensor}
+    plan = method.plan(shape, step, outputs)
     openings: list[Any] = [method.open(g, s, rank=rank, **arithmetic) for rank, (g, s) in enumerate(zip(grads, states))]
     opened = None
     if openings[0] is not None:
-        _, maximum = method.plan(shape, step, outputs).codec.opening
+        _, maximum = plan.codec.opening
         opened = np.asarray((np.max if maximum else np.sum)(openings, axis=0), np.float32)
-    payloads = [
-        method.encode(g, s, rank=rank, opened=opened, **arithmetic) for rank, (g, s) in enumerate(zip(grads, states))
-    ]
-    reduced = np.zeros(grads[0].size, np.float32)
-    shared: dict[str, Any] = {"step": step, "shape": shape, "outputs": outputs, "tensor": tensor, "opened": opened}
-    for state in states[1:]:
+    payloads = np.stack(
+        [method.encode(g, s, rank=rank, opened=opened, **arithmetic) for rank, (g, s) in enumerate(zip(grads, states))]
+    )
+    for state in states:
         if state.memory is not None:
-            method.plan(shape, step, outputs).codec.absorb(np.stack(payloads), state.memory)
-    scale = 1.0 if method.plan(shape, step, outputs).codec.votes else 1.0 / len(grads)
-    return method.decode(np.stack(payloads), reduced, scale=scale, state=states[0], **shared)
+            plan.codec.absorb(payloads, state.memory)
+    return method.decode(
+        payloads,
+        np.zeros(plan.numel, np.float32),
+        scale=1.0 if plan.codec.votes else 1.0 / len(grads),
+        step=step,
+        shape=shape,
+        outputs=outputs,
+        tensor=tensor,
+        opened=opened,
+    )

@@ -9,15 +9,10 @@
 #include <random>
 #include <vector>
 
+#include "clones.h"
 #include "decode.h"
 #include "norms.h"
 #include "proposal.h"
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define CLONES
-#endif
 
 namespace {
 

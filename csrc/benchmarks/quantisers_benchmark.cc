@@ -9,13 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "clones.h"
 #include "value_coding.h"
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define CLONES
-#endif
 
 namespace {
 

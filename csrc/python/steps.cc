@@ -205,13 +205,8 @@ void absorb(const Described& described, const py::object& payloads, const py::ob
 }
 
 bool poisoned(const Described& described, const py::object& payloads) {
-  const Codec& codec = *described.codec;
-  const Payloads p = payloads_of(codec.nbytes(), payloads);
-  const std::vector<uint8_t> poison = codec.poison();
-  for (size_t i = 0; i < p.count; ++i) {
-    if (std::equal(poison.begin(), poison.end(), p.data + i * poison.size())) return true;
-  }
-  return false;
+  const Payloads p = payloads_of(described.codec->nbytes(), payloads);
+  return any_poisoned(*described.codec, p.data, p.count);
 }
 
 py::array indices_of(const py::object& self) {

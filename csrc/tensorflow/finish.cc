@@ -42,12 +42,8 @@ void check_received(const Tensor& received, const Codec& codec, Message message,
 
 // Whether the gradient of this variable was not finite on some rank, judging by what came back.
 bool poisoned(const Tensor& received, const Codec& codec, Message message, int64_t workers) {
-  if (message != Message::payloads) return first_is_nan(received, message);
-  const std::vector<uint8_t> poison = codec.poison();
-  for (size_t i = 0; i < static_cast<size_t>(workers); ++i) {
-    if (std::memcmp(bytes_of(received) + i * poison.size(), poison.data(), poison.size()) == 0) return true;
-  }
-  return false;
+  return message == Message::payloads ? any_poisoned(codec, bytes_of(received), workers)
+                                      : first_is_nan(received, message);
 }
 
 REGISTER_OP("HorovodDgcNonfinite")

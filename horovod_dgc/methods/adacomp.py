@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from horovod_dgc import _checks
-from horovod_dgc.coding import INDICES, codec
+from horovod_dgc.coding import INDICES, coordinates
 from horovod_dgc.method import Outputs, Plan
 from horovod_dgc.methods.accumulating import Accumulating
 
@@ -55,12 +55,11 @@ class AdaComp(Accumulating):
         numel = math.prod(shape)
         length = self.convolution_bin if len(shape) > 2 else self.other_bin
         return self.accumulated(
-            codec(
-                "coordinates",
-                n=numel,
-                k=min(numel, math.ceil(self.cap * math.ceil(numel / length))),
-                indices=self.indices,
+            coordinates(
+                numel,
+                min(numel, math.ceil(self.cap * math.ceil(numel / length))),
                 values="ternary",
+                indices=self.indices,
                 select="bins",
                 length=length,
             )

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from horovod_dgc.coding import every_coordinate
 from horovod_dgc.method import Outputs, Plan
 from horovod_dgc.methods.accumulating import Accumulating
-from horovod_dgc.methods.dense import every_coordinate
 
 
 class Cast(Accumulating):

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from horovod_dgc import _checks
-from horovod_dgc.coding import INDICES, codec, coordinates_to_send
+from horovod_dgc.coding import INDICES, coordinates, coordinates_to_send
 from horovod_dgc.method import Outputs, Plan
 from horovod_dgc.methods.accumulating import Accumulating
 
@@ -47,13 +47,5 @@ class FixedProportion(Accumulating):
 
     def compressed(self, shape: tuple[int, ...], step: int | None, outputs: Outputs) -> Plan:
         numel = math.prod(shape)
-        return self.accumulated(
-            codec(
-                "coordinates",
-                n=numel,
-                k=coordinates_to_send(numel, self.density),
-                indices=self.indices,
-                values="ternary",
-                select="proportion",
-            )
-        )
+        sent = coordinates_to_send(numel, self.density)
+        return self.accumulated(coordinates(numel, sent, values="ternary", indices=self.indices, select="proportion"))

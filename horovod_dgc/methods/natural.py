@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from horovod_dgc import _checks
+from horovod_dgc.coding import every_coordinate
 from horovod_dgc.method import Method, Outputs, Plan
-from horovod_dgc.methods.dense import every_coordinate
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from horovod_dgc.coding import every_coordinate
 from horovod_dgc.method import Outputs, Plan
 from horovod_dgc.methods.accumulating import Accumulating
-from horovod_dgc.methods.dense import every_coordinate
 
 
 @dataclass(frozen=True)

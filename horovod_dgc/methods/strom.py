@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from horovod_dgc import _checks
-from horovod_dgc.coding import INDICES, codec, coordinates_to_send
+from horovod_dgc.coding import INDICES, coordinates, coordinates_to_send
 from horovod_dgc.method import Outputs, Plan
 from horovod_dgc.methods.accumulating import Accumulating
 
@@ -48,12 +48,11 @@ class ThresholdQuantization(Accumulating):
     def compressed(self, shape: tuple[int, ...], step: int | None, outputs: Outputs) -> Plan:
         numel = math.prod(shape)
         return self.accumulated(
-            codec(
-                "coordinates",
-                n=numel,
-                k=coordinates_to_send(numel, self.cap),
-                indices=self.indices,
+            coordinates(
+                numel,
+                coordinates_to_send(numel, self.cap),
                 values="ternary",
+                indices=self.indices,
                 select="above",
                 threshold=float(self.threshold),
             )

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from horovod_dgc import _checks
-from horovod_dgc.coding import INDICES, VALUES, codec, coordinates_to_send
+from horovod_dgc.coding import INDICES, VALUES, coordinates, coordinates_to_send
 from horovod_dgc.method import Method, Outputs, Plan
 
 _VALUES = ("power4", *VALUES)
@@ -66,12 +66,11 @@ class VarianceBased(Method):
     def compressed(self, shape: tuple[int, ...], step: int | None, outputs: Outputs) -> Plan:
         numel = math.prod(shape)
         return Plan(
-            codec=codec(
-                "coordinates",
-                n=numel,
-                k=coordinates_to_send(numel, self.cap),
-                indices=self.indices,
+            codec=coordinates(
+                numel,
+                coordinates_to_send(numel, self.cap),
                 values=self.values if self.threshold is None else "ternary",
+                indices=self.indices,
                 select="unambiguous",
                 alpha=float(self.alpha),
                 zeta=float(self.zeta),

@@ -32,23 +32,25 @@ class Proposal(Protocol):
 
 
 @dataclass(frozen=True)
-class Context:
-    """What a codec's arithmetic in one step depends on besides the arrays.
+class Inputs:
+    """All that the arithmetic of one tensor in one step works on: views, or None for what there is not.
 
     Attributes:
-        randomness: of the tensor in this step.
-        opened: float32, in host memory: what the opening round came to; None without one.
-        memory: view of what the codec keeps between steps; None if that is nothing.
-        squares: view of this step's second moments; None for the gradient's own squares.
+        opened: float32, in host memory: what the opening round came to.
+        memory: what the codec keeps between steps.
+        squares: this step's second moments; None for the gradient's own squares.
     """
 
+    plan: Plan
+    update: _core.Update
     randomness: _core.Randomness
-    opened: FloatArray | None = None
+    grad: Any
+    residual: Any = None
+    velocity: Any = None
+    weights: Any = None
     memory: Any = None
     squares: Any = None
-
-    def given(self, *names: str) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in names}
+    opened: FloatArray | None = None
 
 
 class Backend(Protocol):
@@ -58,46 +60,17 @@ class Backend(Protocol):
 
     def sum_squares(self, grad: Any) -> float: ...
 
-    def open(
-        self,
-        plan: Plan,
-        update: _core.Update,
-        grad: Any,
-        residual: Any,
-        velocity: Any,
-        weights: Any,
-        context: Context,
-    ) -> tuple[bool, FloatArray]: ...
+    def open(self, inputs: Inputs) -> tuple[bool, FloatArray]: ...
 
-    def propose(
-        self,
-        plan: Plan,
-        update: _core.Update,
-        grad: Any,
-        residual: Any,
-        velocity: Any,
-        weights: Any,
-        context: Context,
-    ) -> Any: ...
+    def propose(self, inputs: Inputs) -> Any: ...
 
-    def commit(
-        self,
-        plan: Plan,
-        proposal: Any,
-        update: _core.Update,
-        grad: Any,
-        residual: Any,
-        velocity: Any,
-        weights: Any,
-        context: Context,
-        zero_grad: bool,
-    ) -> None: ...
+    def commit(self, inputs: Inputs, proposal: Any, *, zero_grad: bool) -> None: ...
 
     def masked(self, proposal: Any, out: Any) -> None: ...
 
-    def decode_add(self, plan: Plan, payloads: ByteArray, out: Any, scale: float, context: Context) -> None: ...
+    def decode_add(self, inputs: Inputs, payloads: ByteArray, out: Any, scale: float) -> None: ...
 
-    def absorb(self, plan: Plan, payloads: ByteArray, memory: Any) -> None: ...
+    def absorb(self, inputs: Inputs, payloads: ByteArray) -> None: ...
 
     def apply_momentum(self, aggregated: Any, velocity: Any, update: _core.Update) -> None: ...
 
@@ -118,82 +91,39 @@ class CoreBackend:
     def sum_squares(self, grad: Any) -> float:
         return _core.sum_squares(grad, threads=self._threads(grad.size))
 
-    def open(
-        self,
-        plan: Plan,
-        update: _core.Update,
-        grad: Any,
-        residual: Any,
-        velocity: Any,
-        weights: Any,
-        context: Context,
-    ) -> tuple[bool, FloatArray]:
-        return _core.open(
-            plan.codec,
-            update,
-            grad,
-            residual,
-            velocity,
-            weights,
-            threads=self._threads(plan.numel),
-            **context.given("randomness", "memory"),
-        )
+    def open(self, inputs: Inputs) -> tuple[bool, FloatArray]:
+        return _core.open(*self._arrays(inputs), **self._settings(inputs, "randomness", "memory"))
 
-    def propose(
-        self,
-        plan: Plan,
-        update: _core.Update,
-        grad: Any,
-        residual: Any,
-        velocity: Any,
-        weights: Any,
-        context: Context,
-    ) -> _core.Proposal:
-        return _core.propose(
-            plan.codec,
-            update,
-            grad,
-            residual,
-            velocity,
-            weights,
-            sample_ratio=plan.sample_ratio,
-            threads=self._threads(plan.numel),
-            **context.given("randomness", "opened", "memory", "squares"),
-        )
+    def propose(self, inputs: Inputs) -> _core.Proposal:
+        settings = self._settings(inputs, "randomness", "opened", "memory", "squares")
+        return _core.propose(*self._arrays(inputs), sample_ratio=inputs.plan.sample_ratio, **settings)
 
-    def commit(
-        self,
-        plan: Plan,
-        proposal: _core.Proposal,
-        update: _core.Update,
-        grad: Any,
-        residual: Any,
-        velocity: Any,
-        weights: Any,
-        context: Context,
-        zero_grad: bool = False,
-    ) -> None:
-        proposal.commit(
-            update,
-            grad,
-            residual,
-            velocity,
-            weights,
-            mask_velocity=plan.masking,
-            zero_grad=zero_grad,
-            threads=self._threads(plan.numel),
-            **context.given("memory", "squares"),
-        )
+    def commit(self, inputs: Inputs, proposal: _core.Proposal, *, zero_grad: bool) -> None:
+        _, *arrays = self._arrays(inputs)
+        settings = self._settings(inputs, "memory", "squares")
+        proposal.commit(*arrays, mask_velocity=inputs.plan.masking, zero_grad=zero_grad, **settings)
 
     def masked(self, proposal: _core.Proposal, out: Any) -> None:
         proposal.masked(out)
 
-    def decode_add(self, plan: Plan, payloads: ByteArray, out: Any, scale: float, context: Context) -> None:
-        threads = self._threads(payloads.size)
-        plan.codec.decode_add(payloads, out, scale, threads, **context.given("randomness", "opened"))
+    def decode_add(self, inputs: Inputs, payloads: ByteArray, out: Any, scale: float) -> None:
+        inputs.plan.codec.decode_add(
+            payloads,
+            out,
+            scale,
+            self._threads(payloads.size),
+            randomness=inputs.randomness,
+            opened=inputs.opened,
+        )
 
-    def absorb(self, plan: Plan, payloads: ByteArray, memory: Any) -> None:
-        plan.codec.absorb(payloads, memory)
+    def absorb(self, inputs: Inputs, payloads: ByteArray) -> None:
+        inputs.plan.codec.absorb(payloads, inputs.memory)
+
+    def _arrays(self, inputs: Inputs) -> tuple[Any, ...]:
+        return inputs.plan.codec, inputs.update, inputs.grad, inputs.residual, inputs.velocity, inputs.weights
+
+    def _settings(self, inputs: Inputs, *names: str) -> dict[str, Any]:
+        return {"threads": self._threads(inputs.plan.numel), **{name: getattr(inputs, name) for name in names}}
 
     def apply_momentum(self, aggregated: Any, velocity: Any, update: _core.Update) -> None:
         _core.apply_momentum(aggregated, velocity, update)
@@ -253,57 +183,27 @@ class TorchBackend:
     def sum_squares(self, grad: torch.Tensor) -> float:
         return float(grad.double().square().sum())
 
-    def open(
-        self,
-        plan: Plan,
-        update: _core.Update,
-        grad: torch.Tensor,
-        residual: torch.Tensor | None,
-        velocity: torch.Tensor | None,
-        weights: torch.Tensor | None,
-        context: Context,
-    ) -> tuple[bool, FloatArray]:
-        return self._core.open(plan, update, *self._copies(grad, residual, velocity, weights, context))
+    def open(self, inputs: Inputs) -> tuple[bool, FloatArray]:
+        return self._core.open(self._on_host(inputs))
 
-    def propose(
-        self,
-        plan: Plan,
-        update: _core.Update,
-        grad: torch.Tensor,
-        residual: torch.Tensor | None,
-        velocity: torch.Tensor | None,
-        weights: torch.Tensor | None,
-        context: Context,
-    ) -> TorchProposal | HostProposal:
-        layout = plan.codec.layout
+    def propose(self, inputs: Inputs) -> TorchProposal | HostProposal:
+        layout = inputs.plan.codec.layout
         if layout is None:
-            arrays = self._copies(grad, residual, velocity, weights, context)
-            return HostProposal(self._core.propose(plan, update, *arrays))
-        accumulated, moved = _accumulate(update, grad, residual, velocity, weights)
-        return TorchProposal(layout, accumulated, moved, context.randomness)
+            return HostProposal(self._core.propose(self._on_host(inputs)))
+        return TorchProposal(layout, *_accumulate(inputs), inputs.randomness)
 
-    def commit(
-        self,
-        plan: Plan,
-        proposal: TorchProposal | HostProposal,
-        update: _core.Update,
-        grad: torch.Tensor,
-        residual: torch.Tensor | None,
-        velocity: torch.Tensor | None,
-        weights: torch.Tensor | None,
-        context: Context,
-        zero_grad: bool,
-    ) -> None:
+    def commit(self, inputs: Inputs, proposal: TorchProposal | HostProposal, *, zero_grad: bool) -> None:
         if isinstance(proposal, HostProposal):
-            copies = self._copies(grad, residual, velocity, weights, context)
-            self._core.commit(plan, proposal.proposal, update, *copies)
-            for tensor, copy in ((residual, copies[1]), (velocity, copies[2]), (context.memory, copies[4].memory)):
+            held = self._on_host(inputs)
+            self._core.commit(held, proposal.proposal, zero_grad=False)
+            for name in ("residual", "velocity", "memory"):
+                tensor = getattr(inputs, name)
                 if tensor is not None:
-                    tensor.copy_(torch.from_numpy(copy))
+                    tensor.copy_(torch.from_numpy(getattr(held, name)))
         else:
-            self._commit(plan, proposal, residual, velocity)
+            self._commit(inputs, proposal)
         if zero_grad:
-            grad.zero_()
+            inputs.grad.zero_()
 
     def masked(self, proposal: TorchProposal | HostProposal, out: torch.Tensor) -> None:
         if isinstance(proposal, HostProposal):
@@ -317,11 +217,11 @@ class TorchBackend:
         out.zero_()
         out[proposal.indices] = torch.from_numpy(proposal.sent).to(out.device)
 
-    def decode_add(self, plan: Plan, payloads: ByteArray, out: torch.Tensor, scale: float, context: Context) -> None:
-        layout = plan.codec.layout
+    def decode_add(self, inputs: Inputs, payloads: ByteArray, out: torch.Tensor, scale: float) -> None:
+        layout = inputs.plan.codec.layout
         if layout is None:
             total = out.cpu().numpy().copy()
-            self._core.decode_add(plan, payloads, total, scale, context)
+            self._core.decode_add(inputs, payloads, total, scale)
             out.copy_(torch.from_numpy(total))
             return
         # One payload after another: within one, no coordinate repeats, so the sums come out in the same order on
@@ -331,35 +231,28 @@ class TorchBackend:
             where = torch.from_numpy(indices.astype(np.int64)).to(out.device)
             out[where] += torch.from_numpy(values).to(out.device) * scale
 
-    def absorb(self, plan: Plan, payloads: ByteArray, memory: torch.Tensor) -> None:
-        absorbed = self._copy(memory)
-        plan.codec.absorb(payloads, absorbed)
-        memory.copy_(torch.from_numpy(absorbed))
+    def absorb(self, inputs: Inputs, payloads: ByteArray) -> None:
+        absorbed = self._copy(inputs.memory)
+        inputs.plan.codec.absorb(payloads, absorbed)
+        inputs.memory.copy_(torch.from_numpy(absorbed))
+
+    def _on_host(self, inputs: Inputs) -> Inputs:
+        """The same with copies in host memory of all tensors."""
+        tensors = ("grad", "residual", "velocity", "weights", "memory", "squares")
+        return replace(inputs, **{name: self._copy(getattr(inputs, name)) for name in tensors})
 
     def _copy(self, tensor: torch.Tensor | None) -> Any:
         return None if tensor is None else self._core.view(tensor.detach().cpu().clone())
 
-    def _copies(self, *arrays: Any) -> list[Any]:
-        """Copies in host memory of tensors, the last of which is a context."""
-        *tensors, context = arrays
-        held = replace(context, memory=self._copy(context.memory), squares=self._copy(context.squares))
-        return [*map(self._copy, tensors), held]
-
-    def _commit(
-        self,
-        plan: Plan,
-        proposal: TorchProposal,
-        residual: torch.Tensor | None,
-        velocity: torch.Tensor | None,
-    ) -> None:
+    def _commit(self, inputs: Inputs, proposal: TorchProposal) -> None:
         sent = torch.from_numpy(proposal.sent).to(proposal.indices.device)
-        if residual is not None:
-            residual.copy_(proposal.accumulated)
-            residual[proposal.indices] -= sent
-        if velocity is not None and proposal.velocity is not None:
-            velocity.copy_(proposal.velocity)
-            if plan.masking and not plan.every_coordinate:
-                velocity[proposal.indices[sent != 0]] = 0
+        if inputs.residual is not None:
+            inputs.residual.copy_(proposal.accumulated)
+            inputs.residual[proposal.indices] -= sent
+        if inputs.velocity is not None and proposal.velocity is not None:
+            inputs.velocity.copy_(proposal.velocity)
+            if inputs.plan.masking and not inputs.plan.every_coordinate:
+                inputs.velocity[proposal.indices[sent != 0]] = 0
 
     def apply_momentum(self, aggregated: torch.Tensor, velocity: torch.Tensor, update: _core.Update) -> None:
         moved = _velocity(update, aggregated, velocity)
@@ -378,20 +271,15 @@ def _velocity(update: _core.Update, grad: torch.Tensor, velocity: torch.Tensor) 
     return torch.where(moved.abs() < tiny, torch.zeros_like(moved), moved)
 
 
-def _accumulate(
-    update: _core.Update,
-    grad: torch.Tensor,
-    residual: torch.Tensor | None,
-    velocity: torch.Tensor | None,
-    weights: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _accumulate(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The accumulated gradient and velocity after this step, each operation rounded as in the core."""
-    scaled = grad.float() * update.unscale
-    if weights is not None:
-        scaled = scaled + weights.float() * update.weight_decay
+    update, velocity = inputs.update, inputs.velocity
+    scaled = inputs.grad.float() * update.unscale
+    if inputs.weights is not None:
+        scaled = scaled + inputs.weights.float() * update.weight_decay
     moved = None if velocity is None else _velocity(update, scaled, velocity)
     step = scaled if moved is None else scaled + moved * update.momentum if update.nesterov else moved
-    return step if residual is None else residual + step, moved
+    return step if inputs.residual is None else inputs.residual + step, moved
 
 
 def _largest(accumulated: torch.Tensor, count: int) -> torch.Tensor:

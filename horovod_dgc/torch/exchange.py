@@ -14,7 +14,7 @@ import torch
 from horovod_dgc import transport
 from horovod_dgc.method import ByteArray, Plan, clip_factor
 from horovod_dgc.stats import TensorStats
-from horovod_dgc.torch.backends import Context
+from horovod_dgc.torch.backends import Inputs
 from horovod_dgc.torch.tensors import Tensor, flatten
 
 if TYPE_CHECKING:
@@ -52,11 +52,8 @@ class Exchange:
         self._handle: int | None = None
         self._opening: int | None = None
         self._carried = False
-        self._context: Any = None
-        self._velocity: Any = None
-        self._weights: Any = None
+        self._inputs: Any = None
         self._proposal: Any = None
-        self._update: Any = None
         self._encode_seconds = 0.0
 
     def sum_squares(self) -> float:
@@ -81,22 +78,26 @@ class Exchange:
         local = plan.momentum == "local" and step.takeover.momentum
         if entry.residual is None:
             entry.prepare(plan, step.takeover, step.dense_factor if plan.momentum == "local" else 1.0)
-        self._update = step.takeover.update(
+        update = step.takeover.update(
             self._group,
             unscale=unscale,
             dense_factor=step.dense_factor,
             first=not entry.stepped,
             momentum=local,
         )
-        self._velocity = entry.velocity_view if local else None
-        self._weights = entry.weights_view() if self._update.weight_decay else None
-        self._context = Context(
+        self._inputs = Inputs(
+            plan,
+            update,
             step.method.randomness(entry.number, step.number, step.process_set.rank()),
+            grad=self._view,
+            residual=entry.residual_view,
+            velocity=entry.velocity_view if local else None,
+            weights=entry.weights_view() if update.weight_decay else None,
             memory=entry.memory_view,
             squares=self._squares(unscale),
         )
         if plan.opening_nbytes:
-            self.finite, opening = self._backend.open(plan, *self._inputs())
+            self.finite, opening = self._backend.open(self._inputs)
             op = hvd.Max if plan.codec.opening[1] else hvd.Sum
             name = f"horovod_dgc.{entry.name}.opening"
             self._opening = hvd.allreduce_async(
@@ -118,7 +119,7 @@ class Exchange:
         opened = hvd.synchronize(self._opening)
         self._opening = None
         arrived = time.perf_counter()
-        self._context = replace(self._context, opened=opened.numpy())
+        self._inputs = replace(self._inputs, opened=opened.numpy())
         self._propose(carried=False)
         self._encode_seconds += time.perf_counter() - arrived
         return arrived - began
@@ -131,18 +132,8 @@ class Exchange:
             return None
         return self._backend.view(moments * unscale**2)
 
-    def _inputs(self) -> tuple[Any, ...]:
-        return (
-            self._update,
-            self._view,
-            self._entry.residual_view,
-            self._velocity,
-            self._weights,
-            self._context,
-        )
-
     def _propose(self, carried: bool) -> None:
-        self._proposal = self._backend.propose(self._plan, *self._inputs())
+        self._proposal = self._backend.propose(self._inputs)
         self.finite = self.finite and self._proposal.finite
         self._send(carried)
 
@@ -170,7 +161,7 @@ class Exchange:
         gradient = self._deliver(result)
         self._count(waited + arrived - began, time.perf_counter() - arrived, totals)
         # The step lives on until the next one begins; gradients, copies and payloads need not.
-        del self.message, self._gradient, self._flat, self._view, self._weights, self._proposal
+        del self.message, self._gradient, self._flat, self._view, self._inputs, self._proposal
         return gradient
 
     def cancel(self) -> None:
@@ -220,11 +211,11 @@ class Exchange:
         view = self._backend.view(result)
         scale = factor / self.step.workers
         if plan.codec.votes:
-            self._backend.decode_add(plan, payloads, view, 1.0, self._context)
+            self._backend.decode_add(self._inputs, payloads, view, 1.0)
             return self._after_reduction(result, factor)
         aggregated = plan.momentum == "aggregated"
         scale = scale if aggregated else scale * self.step.loss_scale
-        self._backend.decode_add(plan, payloads, view, scale, self._context)
+        self._backend.decode_add(self._inputs, payloads, view, scale)
         self._absorb(payloads)
         return self._after_reduction(result, 1.0) if aggregated else result
 
@@ -242,13 +233,13 @@ class Exchange:
         else:
             total = received.numpy().view(np.uint8)
             result = torch.zeros(plan.numel, device=self._flat.device)
-            self._backend.decode_add(plan, total[None], self._backend.view(result), 1.0, self._context)
+            self._backend.decode_add(self._inputs, total[None], self._backend.view(result), 1.0)
             self._absorb(total)
         return self._after_reduction(result, factor)
 
     def _absorb(self, payloads: ByteArray) -> None:
-        if self._entry.memory_view is not None:
-            self._backend.absorb(self._plan, payloads, self._entry.memory_view)
+        if self._inputs.memory is not None:
+            self._backend.absorb(self._inputs, payloads)
 
     def _after_reduction(self, result: torch.Tensor, factor: float) -> torch.Tensor:
         entry, takeover = self._entry, self.step.takeover
@@ -263,20 +254,9 @@ class Exchange:
         return result.mul_(self.step.loss_scale) if self.step.loss_scale != 1.0 else result
 
     def _commit(self, *, zero_grad: bool) -> None:
-        entry = self._entry
-        self._backend.commit(
-            self._plan,
-            self._proposal,
-            self._update,
-            self._view,
-            entry.residual_view,
-            self._velocity,
-            self._weights,
-            self._context,
-            zero_grad,
-        )
-        if self._velocity is not None:
-            entry.stepped = True
+        self._backend.commit(self._inputs, self._proposal, zero_grad=zero_grad)
+        if self._inputs.velocity is not None:
+            self._entry.stepped = True
 
     def _abandon(self, received: torch.Tensor) -> torch.Tensor:
         """NaN if any worker's gradient of this tensor was not finite, else zeros: no rank has changed state."""

@@ -47,7 +47,7 @@ class Tensor:
                 of the buffer; 1 where it takes their mean, or where momentum follows the reduction.
         """
         velocity = self._zeros(plan.numel) if takeover.momentum else None
-        self.replace(self._zeros(plan.numel), velocity, None, False)
+        self.replace(self._zeros(plan.numel) if plan.residual else None, velocity, None, False)
         self.settle(plan)
         if self.velocity is not None:
             buffer = takeover.momentum_buffer(self.parameter)

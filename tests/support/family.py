@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from horovod_dgc import METHODS, method
-from horovod_dgc.method import Method, Plan
+import numpy as np
+
+from horovod_dgc import METHODS, exchange, method
+from horovod_dgc.method import FloatArray as Array
+from horovod_dgc.method import Method, Outputs, Plan
+
+# Of the optimizers in these checks, where the method takes momentum over from them.
+MOMENTUM = 0.5
 
 # Settings under which a small tensor shows what each method does; a method without an entry is taken as it is.
 VARIANTS: dict[str, list[dict[str, object]]] = {
@@ -27,6 +33,42 @@ VARIANTS: dict[str, list[dict[str, object]]] = {
 def family() -> list[Method]:
     """Every registered method, in each of its variants."""
     return [method(name, **settings) for name in METHODS for settings in VARIANTS.get(name, [{}])]
+
+
+def reduced_alone(
+    method: Method,
+    feeds: Sequence[Sequence[Sequence[Array]]],
+    *,
+    outputs: Outputs = "first",
+    factor: float = 1.0,
+    aggregated: bool = True,
+) -> list[list[Array]]:
+    """For each step and tensor what the workers give their optimizers, worked out in one process.
+
+    Args:
+        feeds: gradients by step, rank and tensor.
+        outputs: which axis counts output units, as in :meth:`Method.plan`.
+        factor: what the reduction makes of the mean.
+        aggregated: whether momentum that follows the reduction is the adapter's, too, not the optimizer's.
+    """
+    shapes = [np.shape(grad) for grad in feeds[0][0]]
+    states = [[method.init(shape, outputs) for _ in feeds[0]] for shape in shapes]
+    momentum = MOMENTUM if method.corrects_momentum else 0.0
+    velocities = [np.zeros(math.prod(shape), np.float32) for shape in shapes]
+    steps = []
+    for step, ranks in enumerate(feeds):
+        results = []
+        for number, shape in enumerate(shapes):
+            local = method.plan(shape, step, outputs).momentum == "local"
+            grads = [grads[number].ravel() for grads in ranks]
+            result = exchange(method, grads, states[number], tensor=number, momentum=momentum if local else 0.0)
+            result = result * np.float32(factor)
+            if momentum and aggregated and not local:
+                velocities[number] = np.float32(momentum) * velocities[number] + result
+                result = velocities[number]
+            results.append(result)
+        steps.append(results)
+    return steps
 
 
 def compared_steps(plans: Iterable[Plan]) -> float:

@@ -7,46 +7,22 @@ from typing import Any
 import horovod.torch as hvd
 import numpy as np
 import torch
-from family import compared_steps, family
+from family import MOMENTUM, compared_steps, family, reduced_alone
 
 from checks.common import Fed, assert_ranks_identical, compressed
-from horovod_dgc import Method, VarianceBased, exchange
+from horovod_dgc import Method, VarianceBased
 from horovod_dgc.torch import SecondMoments
 
 STEPS = 50
-TRANSPORTS = ("gather", "allreduce")
-
-
-def reduced_alone(method: Method, model: Fed, op: Any, steps: int) -> list[list[np.ndarray]]:
-    """For each step and parameter what the workers give their optimizers, worked out in this process alone."""
-    shapes = [tuple(p.shape) for p in model.parameters()]
-    states = [[method.init(shape) for _ in range(hvd.size())] for shape in shapes]
-    velocities = [np.zeros(p.numel(), np.float32) for p in model.parameters()]
-    factor = 1.0 if op == hvd.Average else float(hvd.size())
-    momentum = 0.5 if method.corrects_momentum else 0.0
-    found = []
-    for step in range(steps):
-        feeds = [[g.numpy().ravel() for g in model.feed(step, rank)] for rank in range(hvd.size())]
-        results = []
-        for number, shape in enumerate(shapes):
-            local = method.plan(shape, step).momentum == "local"
-            grads = [feed[number] for feed in feeds]
-            result = exchange(method, grads, states[number], tensor=number, momentum=momentum if local else 0.0)
-            result = result * np.float32(factor)
-            if momentum and not local:
-                velocities[number] = np.float32(momentum) * velocities[number] + result
-                result = velocities[number]
-            results.append(result)
-        found.append(results)
-    return found
 
 
 def follow(method: Method, transport: str, op: Any, steps: int = STEPS, backend: str = "auto") -> None:
     model = Fed()
-    expected = reduced_alone(method, model, op, steps)
+    feeds = [[[g.numpy() for g in model.feed(step, rank)] for rank in range(hvd.size())] for step in range(steps)]
+    expected = reduced_alone(method, feeds, factor=1.0 if op == hvd.Average else float(hvd.size()))
     compared = compared_steps([method.plan(p.shape, steps) for p in model.parameters()])
     # The optimizer applies its own momentum where the method takes none over: then it is left out.
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.5 if method.corrects_momentum else 0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=MOMENTUM if method.corrects_momentum else 0.0)
     settings = {"transport": transport, "backend": backend}
     optimizer, compression = compressed(method, model, optimizer, settings=settings, op=op)
     for step in range(steps):

@@ -7,38 +7,21 @@ from typing import Any
 import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
-from family import compared_steps, family
+from family import MOMENTUM, compared_steps, family, reduced_alone
 
 from checks.common import Fed, Trainer, assert_ranks_identical, sgd
-from horovod_dgc import Method, exchange
+from horovod_dgc import Method
 
 STEPS = 50
 
 
-def reduced_alone(method: Method, model: Fed, op: Any) -> list[list[np.ndarray]]:
-    """For each step and variable what the workers give their optimizers, worked out in this process alone."""
-    shapes = [tuple(v.shape) for v in model.variables]
-    states = [[method.init(shape, outputs="last") for _ in range(hvd.size())] for shape in shapes]
-    factor = np.float32(1.0 if op == hvd.Average else hvd.size())
-    steps = []
-    for step in range(STEPS):
-        feeds = [model.feed(step, rank) for rank in range(hvd.size())]
-        results = []
-        for number, shape in enumerate(shapes):
-            local = method.plan(shape, step, "last").momentum == "local"
-            grads = [feed[number].ravel() for feed in feeds]
-            results.append(
-                factor * exchange(method, grads, states[number], tensor=number, momentum=0.5 if local else 0.0)
-            )
-        steps.append(results)
-    return steps
-
-
 def follow(method: Method, transport: str, op: Any) -> None:
     model = Fed()
-    expected = reduced_alone(method, model, op)
+    feeds = [[model.feed(step, rank) for rank in range(hvd.size())] for step in range(STEPS)]
+    factor = 1.0 if op == hvd.Average else float(hvd.size())
+    expected = reduced_alone(method, feeds, outputs="last", factor=factor, aggregated=False)
     compared = compared_steps([method.plan(v.shape, STEPS, "last") for v in model.variables])
-    optimizer = sgd(learning_rate=1.0, momentum=0.5 if method.corrects_momentum else 0.0)
+    optimizer = sgd(learning_rate=1.0, momentum=MOMENTUM if method.corrects_momentum else 0.0)
     trainer = Trainer(model, method, optimizer, settings={"transport": transport}, op=op)
     for step in range(STEPS):
         gradients = trainer.step([tf.constant(g) for g in model.feed(step, hvd.rank())])
