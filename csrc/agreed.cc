@@ -91,8 +91,8 @@ class Agreed : public Codec {
   float factor_;
 };
 
-// A permutation of [0, n) as a function: a Feistel network on an even number of bits, applied again to what falls
-// outside.
+// A permutation of [0, n) as a function: a Feistel network on an even number of bits, applied again to what
+// falls outside.
 class Permutation {
  public:
   Permutation(size_t n, Key key) : n_(n) {
@@ -143,7 +143,7 @@ class Sketch : public Agreed {
   Sketch(size_t n, size_t k, size_t rows, size_t columns)
       : Agreed(n, k, ValueCoder::float32, 1.0f), rows_(rows), columns_(columns) {}
 
-  Opening opening() const override { return {rows_ * columns_, false}; }
+  Opening opening() const override { return {rows_ * columns_}; }
 
   void open(const float* values, const Context& context, float* out) const override {
     std::fill(out, out + rows_ * columns_, 0.0f);

@@ -1,9 +1,9 @@
 // From one tensor's accumulated gradient to what its worker sends, and from what all workers sent to their
 // sum. A codec is immutable and knows sizes and bytes; what a worker keeps between steps is passed in.
 //
-// Most codecs have one round: code, a collective, add. Some need to agree on something first (a common scale, a
-// common basis): an opening round, in which every worker contributes floats that a collective sums up, or takes
-// the maximum of.
+// Most codecs have one round: code, a collective, add. Some need to agree on something first (a common scale,
+// a common basis, a common threshold): an opening round, in which every worker, or every tensor, contributes
+// floats.
 #pragma once
 
 #include <cstddef>
@@ -33,16 +33,28 @@ struct Proposal {
 // What a codec's arithmetic in one step depends on besides the accumulated gradient v'.
 struct Context {
   Randomness randomness;
-  const float* opened = nullptr;    // opening().count floats that came back from the opening round
+  const float* opened = nullptr;    // opening().returned() floats that came back from the opening round
   const float* residual = nullptr;  // n: the residual before this step; null without one
   const float* squares = nullptr;   // n: this step's second moments, where wants_squares()
   const float* memory = nullptr;    // memory() floats that the codec keeps between steps; zeros at first
   int threads = 1;
 };
 
+// What the opening round makes of the floats that are contributed: their sum or their maximum over all
+// workers, float by float, or, over all tensors of one worker, the magnitude that a share of their elements
+// reach.
+enum class Reduction { sum, maximum, quantile };
+
 struct Opening {
-  size_t count = 0;      // floats; 0: no opening round
-  bool maximum = false;  // reduced by maximum, otherwise by sum
+  size_t count = 0;  // floats that one tensor contributes; 0: no opening round
+  Reduction reduction = Reduction::sum;
+  double share = 0.0;  // quantile: of the elements
+
+  // Floats that come back.
+  size_t returned() const { return reduction == Reduction::quantile && count > 0 ? 1 : count; }
+
+  // Floats that come back the same on all workers, and that payloads are decoded with.
+  size_t agreed() const { return reduction == Reduction::quantile ? 0 : count; }
 };
 
 class Codec {
@@ -55,8 +67,8 @@ class Codec {
   // Coordinates that one payload gives values to.
   virtual size_t sent() const { return n_; }
 
-  // Type of the numbers that payloads consist of where the sum of payloads is the payload of the sum: "float32"
-  // or "float16". Empty where it is not.
+  // Type of the numbers that payloads consist of where the sum of payloads is the payload of the sum:
+  // "float32" or "float16". Empty where it is not.
   virtual std::string summable() const { return {}; }
 
   virtual Opening opening() const { return {}; }
@@ -69,11 +81,11 @@ class Codec {
   // Whether the sum of what was sent is to be replaced by its sign (majority vote).
   virtual bool votes() const { return false; }
 
-  // The layout, if what is sent are simply the coordinates of largest |v'|, or all of them: then selection can
-  // share a pass over memory with the accumulation. Null otherwise.
+  // The layout, if what is sent are simply the coordinates of largest |v'|, or all of them: then selection
+  // can share a pass over memory with the accumulation. Null otherwise.
   virtual const Layout* fused() const { return nullptr; }
 
-  // This worker's part of the opening round. values: v'. out: opening().count floats.
+  // This tensor's and worker's part of the opening round. values: v'. out: opening().count floats.
   virtual void open(const float* values, const Context& context, float* out) const;
 
   // A step's proposal. values: v', finite. The result is not finite where `opened` is not.
@@ -90,12 +102,12 @@ class Codec {
   // Empty if nbytes() bytes are a payload, else what is wrong with them.
   virtual std::string check(const uint8_t* payload) const = 0;
 
-  // A valid payload that decodes to NaN at its first coordinate: tells every rank that this one's gradient was
-  // not finite.
+  // A valid payload that decodes to NaN at its first coordinate: tells every rank that this one's gradient
+  // was not finite.
   virtual std::vector<uint8_t> poison() const = 0;
 
-  // The memory after a proposal of this worker has been committed. residual: n, as the commit left it; memory:
-  // written.
+  // The memory after a proposal of this worker has been committed. residual: n, as the commit left it;
+  // memory: written.
   virtual void settle(const Proposal& proposal, const float* residual, const Context& context,
                       float* memory) const;
 
@@ -112,8 +124,15 @@ class Codec {
   size_t nbytes_;
 };
 
-// The proposal that these values at these coordinates make in a layout. indices: empty if the layout is dense.
-Proposal packed(const Layout& layout, const float* values, std::vector<uint32_t> indices, const Context& context);
+// The proposal that these values at these coordinates make in a layout. indices: empty if the layout is
+// dense.
+Proposal packed(const Layout& layout, const float* values, std::vector<uint32_t> indices,
+                const Context& context);
+
+// What the opening round comes to for the tensors of one worker whose codecs reduce by quantile, with the
+// share of the first: the magnitude that this share of all elements reach, each contribution standing for n /
+// count of its tensor's. NaN if one of them is. opened: what each contributed.
+float opened_by_quantile(const std::vector<const Codec*>& codecs, const std::vector<const float*>& opened);
 
 // Whether one of `count` payloads is the codec's poison.
 bool any_poisoned(const Codec& codec, const uint8_t* payloads, size_t count);
@@ -124,9 +143,9 @@ void validate(const Codec& codec, const uint8_t* payloads, size_t count, int thr
 // The k coordinates of largest |v'|, all of them if k == n, in this layout.
 std::shared_ptr<const Codec> largest(const Layout& layout);
 
-// From a description such as "coordinates n=1000 k=10 indices=elias-fano values=float16 select=largest": the kind
-// of codec, then settings in any order. Kinds and their settings: codec.cc. Throws std::invalid_argument naming
-// the setting, its value and what is allowed.
+// From a description such as "coordinates n=1000 k=10 indices=elias-fano values=float16 select=largest": the
+// kind of codec, then settings in any order. Kinds and their settings: codec.cc. Throws std::invalid_argument
+// naming the setting, its value and what is allowed.
 std::shared_ptr<const Codec> make_codec(const std::string& description);
 
 }  // namespace dgc

@@ -33,7 +33,7 @@ class LowRank : public Codec {
       : Codec(rows * columns, columns * rank * sizeof(float)), rows_(rows), columns_(columns), rank_(rank) {}
 
   std::string summable() const override { return "float32"; }
-  Opening opening() const override { return {rows_ * rank_, false}; }
+  Opening opening() const override { return {rows_ * rank_}; }
   size_t memory() const override { return columns_ * rank_; }
 
   // P is kept transposed, rank x rows, and Q rank x columns: every inner loop runs over contiguous numbers.
@@ -131,8 +131,8 @@ class LowRank : public Codec {
     return basis;
   }
 
-  // P with orthonormal columns (modified Gram-Schmidt, twice, in double); a column that depends on those before
-  // becomes 0. Whatever is not finite stays so.
+  // P with orthonormal columns (modified Gram-Schmidt, twice, in double); a column that depends on those
+  // before becomes 0. Whatever is not finite stays so.
   std::vector<double> orthonormal(const float* opened) const {
     std::vector<double> p(opened, opened + rows_ * rank_);
     for (size_t r = 0; r < rank_; ++r) {

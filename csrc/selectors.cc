@@ -12,7 +12,8 @@
 namespace dgc {
 namespace {
 
-// A coordinate that qualifies, what to send there, and what decides who goes first where there is no room for all.
+// A coordinate that qualifies, what to send there, and what decides who goes first where there is no room for
+// all.
 struct Candidate {
   uint32_t index;
   float value;
@@ -79,6 +80,40 @@ class Above : public Selector {
   float threshold_;
 };
 
+// Aji & Heafield 2017, with one threshold for all tensors of a worker: each v' that reaches it. It is found
+// in the opening round, from a sample of each tensor: one element at random of each of `samples` parts of
+// equal length.
+class Quantile : public Selector {
+ public:
+  Quantile(double share, size_t samples) : share_(share), samples_(samples) {}
+
+  Opening opening() const override { return {samples_, Reduction::quantile, share_}; }
+
+  void open(const float* values, size_t n, const Context& context, float* out) const override {
+    for (size_t i = 0; i < samples_; ++i) {
+      const size_t begin = i * n / samples_;
+      const size_t length = (i + 1) * n / samples_ - begin;
+      const double chosen = random_uniform(context.randomness.own, static_cast<uint32_t>(i));
+      out[i] = std::fabs(values[begin + static_cast<size_t>(chosen * static_cast<double>(length))]);
+    }
+  }
+
+  Selected select(const float* values, size_t n, size_t k, const Context& context) const override {
+    const float threshold = *context.opened;
+    if (std::isnan(threshold)) return {};
+    std::vector<Candidate> candidates;
+    for (size_t i = 0; i < n; ++i) {
+      const float size = std::fabs(values[i]);
+      if (size >= threshold && size > 0.0f) candidates.push_back({static_cast<uint32_t>(i), values[i], size});
+    }
+    return fitted(std::move(candidates), n, k);
+  }
+
+ private:
+  double share_;
+  size_t samples_;
+};
+
 // Dryden et al. 2016: the same share of the positive and of the negative elements, the largest of each.
 class Proportion : public Selector {
  public:
@@ -114,8 +149,8 @@ class Proportion : public Selector {
   }
 };
 
-// Chen et al. 2018 (AdaComp): in bins of equal length, with G = v' and H = G plus this step's gradient once more,
-// each i with |H_i| >= max |G| of its bin; all values become the mean of the bins' maxima.
+// Chen et al. 2018 (AdaComp): in bins of equal length, with G = v' and H = G plus this step's gradient once
+// more, each i with |H_i| >= max |G| of its bin; all values become the mean of the bins' maxima.
 class Bins : public Selector {
  public:
   explicit Bins(size_t length) : length_(length) {}
@@ -146,14 +181,14 @@ class Bins : public Selector {
   size_t length_;
 };
 
-// Wen et al. 2017 (TernGrad): clipped at `clip` standard deviations (0: not), then scale * sign * b with b drawn
-// so that the expectation is the clipped gradient. The scale is the largest magnitude, of this worker's gradient
-// or, agreed upon, of all workers'.
+// Wen et al. 2017 (TernGrad): clipped at `clip` standard deviations (0: not), then scale * sign * b with b
+// drawn so that the expectation is the clipped gradient. The scale is the largest magnitude, of this worker's
+// gradient or, agreed upon, of all workers'.
 class Ternarise : public Selector {
  public:
   Ternarise(float clip, bool shared) : clip_(clip), shared_(shared) {}
 
-  Opening opening() const override { return {shared_ ? size_t{1} : size_t{0}, true}; }
+  Opening opening() const override { return {shared_ ? size_t{1} : size_t{0}, Reduction::maximum}; }
 
   void open(const float* values, size_t n, const Context&, float* out) const override {
     if (shared_) *out = scale_of(values, n, limit_of(values, n));
@@ -204,8 +239,8 @@ class Ternarise : public Selector {
 };
 
 // Tsuzuku et al. 2018 (variance-based compression): with s' = s + this step's second moments, each i with
-// v'^2 > alpha * s', and with a threshold tau also |v'| > tau. Sent without tau: v', and s becomes 0; with it:
-// sign * tau, and s becomes max(s' - 2 |v'| tau + tau^2, 0). Where nothing is sent, s becomes zeta * s'.
+// v'^2 > alpha * s', and with a threshold tau also |v'| > tau. Sent without tau: v', and s becomes 0; with
+// it: sign * tau, and s becomes max(s' - 2 |v'| tau + tau^2, 0). Where nothing is sent, s becomes zeta * s'.
 class Unambiguous : public Selector {
  public:
   Unambiguous(float alpha, float zeta, float tau) : alpha_(alpha), zeta_(zeta), tau_(tau) {}
@@ -226,7 +261,8 @@ class Unambiguous : public Selector {
     return fitted(std::move(candidates), n, k);
   }
 
-  void settle(const Proposal& p, const float* residual, const Context& context, float* memory) const override {
+  void settle(const Proposal& p, const float* residual, const Context& context,
+              float* memory) const override {
     size_t j = 0;
     for (size_t i = 0; i < p.n; ++i) {
       const float moment = moment_of(memory, context, i);
@@ -269,11 +305,15 @@ float positive(Settings* settings, const char* name) {
 
 }  // namespace
 
-std::shared_ptr<const Selector> make_selector(Settings* settings) {
+std::shared_ptr<const Selector> make_selector(size_t n, Settings* settings) {
   const std::string name = settings->word("select");
   if (name == "largest") return nullptr;
   if (name == "above") return std::make_shared<Above>(positive(settings, "threshold"));
   if (name == "proportion") return std::make_shared<Proportion>();
+  if (name == "quantile") {
+    const double share = settings->number("share", 0, 1);
+    return std::make_shared<Quantile>(share, settings->whole("samples", 1, n));
+  }
   if (name == "bins") return std::make_shared<Bins>(settings->whole("length", 1, 1u << 30));
   if (name == "ternarise") {
     const double clip = settings->number("clip", 0, kMost);
@@ -285,8 +325,9 @@ std::shared_ptr<const Selector> make_selector(Settings* settings) {
     const double tau = settings->number("threshold", 0, kMost);
     return std::make_shared<Unambiguous>(alpha, static_cast<float>(zeta), static_cast<float>(tau));
   }
-  throw std::invalid_argument("select is '" + name +
-                              "'; allowed: largest, above, proportion, bins, ternarise, unambiguous");
+  throw std::invalid_argument(
+      "select is '" + name +
+      "'; allowed: largest, above, quantile, proportion, bins, ternarise, unambiguous");
 }
 
 }  // namespace dgc

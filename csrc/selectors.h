@@ -1,6 +1,6 @@
 // Which coordinates of an accumulated gradient are sent, and with which values, where that is not simply the
-// largest: fixed in number, k, so that a payload's length is. Coordinates that qualify beyond k wait; where fewer
-// qualify, the rest of the payload is filled up with coordinates of value 0.
+// largest: fixed in number, k, so that a payload's length is. Coordinates that qualify beyond k wait; where
+// fewer qualify, the rest of the payload is filled up with coordinates of value 0.
 #pragma once
 
 #include <cstddef>
@@ -34,7 +34,7 @@ class Selector {
   virtual void settle(const Proposal&, const float*, const Context&, float*) const {}
 };
 
-// From settings: select=NAME and what that one needs. Null for select=largest.
-std::shared_ptr<const Selector> make_selector(Settings* settings);
+// For n elements, from settings: select=NAME and what that one needs. Null for select=largest.
+std::shared_ptr<const Selector> make_selector(size_t n, Settings* settings);
 
 }  // namespace dgc

@@ -6,6 +6,8 @@ it is and what is allowed. Work proportional to a tensor's size runs without the
 """
 
 import enum
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,8 +170,9 @@ class Codec:
     def summable(self) -> str | None:
         """dtype of the numbers that payloads consist of, where the sum of payloads is the payload of the sum."""
     @property
-    def opening(self) -> tuple[int, bool]:
-        """Floats that the workers reduce before they encode (0: none), and whether by maximum instead of by sum."""
+    def opening(self) -> tuple[int, Literal["sum", "maximum", "quantile"]]:
+        """Floats that a tensor contributes before it is encoded (0: none), and what is made of them: "sum" or "maximum"
+        over the workers, or by :func:`opened_by_quantile` over the tensors of a worker."""
     @property
     def memory(self) -> int:
         """Floats that a worker keeps for the codec between steps."""
@@ -257,6 +260,12 @@ def open(
     threads: int = 1,
 ) -> tuple[bool, _Floats]:
     """(whether v' is finite, this worker's part of the opening round: float32, [opening[0]], NaN if it is not)."""
+
+def opened_by_quantile(codecs: Sequence[Codec], openings: Sequence[_Floats]) -> float:
+    """The magnitude that the share given to the first codec reach, of all elements of one worker's tensors.
+
+    openings: what :func:`open` made for each tensor. NaN if there is one among them.
+    """
 
 def propose(
     codec: Codec | Layout,

@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from horovod_dgc import _checks, _core
+
+_Floats = npt.NDArray[np.float32]
 
 VALUES = ("float32", "float16", "bfloat16", "int8", "int4")
 
@@ -63,6 +68,11 @@ def every_coordinate(shape: Sequence[int], values: str, select: str = "largest",
     """The codec that sends all of a tensor in the value coder ``values``."""
     numel = math.prod(shape)
     return coordinates(numel, numel, values=values, select=select, **settings)
+
+
+def opened_by_quantile(codecs: Sequence[_core.Codec], openings: Sequence[_Floats]) -> _Floats:
+    """What the opening round of one worker's tensors comes to, where codecs reduce it by quantile: float32, (1,)."""
+    return np.array([_core.opened_by_quantile(codecs, openings)], np.float32)
 
 
 def codec(kind: str, **settings: object) -> _core.Codec:

@@ -65,8 +65,9 @@ class Plan:
 
     @property
     def opening_nbytes(self) -> int:
-        """Bytes that a worker hands over in the opening round; 0 without one."""
-        return self.codec.opening[0] * 4
+        """Bytes that a worker hands over to the others in the opening round; 0 without one."""
+        count, reduction = self.codec.opening
+        return 0 if reduction == "quantile" else count * 4
 
     def whole(self) -> Plan:
         """The same tensor with everything sent as it is: what a lone worker does, which has nobody to send to."""
@@ -197,11 +198,11 @@ class Method(ABC):
     ) -> FloatArray | None:
         """This worker's part of the opening round; None for a method without one.
 
-        Its sum over all workers (their maximum, where ``plan(...).codec.opening[1]`` is true) goes to
-        :meth:`encode` and :meth:`decode` as ``opened``. Arguments as for :meth:`encode`; changes nothing.
+        What :func:`~horovod_dgc.simulation.opened` makes of all workers' (or tensors') parts goes to :meth:`encode`
+        and :meth:`decode`. Arguments as for :meth:`encode`; changes nothing.
         """
         plan = self.plan(state.shape, state.step, state.outputs)
-        if not plan.opening_nbytes:
+        if not plan.codec.opening[0]:
             return None
         _, opening = _core.open(
             plan.codec,

@@ -7,7 +7,24 @@ from typing import Any
 
 import numpy as np
 
-from horovod_dgc.method import FloatArray, Method, State
+from horovod_dgc.coding import opened_by_quantile
+from horovod_dgc.method import FloatArray, Method, Plan, State
+
+
+def opened(plan: Plan, openings: Sequence[FloatArray | None]) -> list[FloatArray | None]:
+    """What the opening round of a tensor comes to on each of N workers, from :meth:`Method.open` of each.
+
+    None without one. A threshold that a worker's tensors have in common is the one that it would have if this were
+    all of the model.
+    """
+    parts = [part for part in openings if part is not None]
+    if not parts:
+        return [None] * len(openings)
+    reduction = plan.codec.opening[1]
+    if reduction == "quantile":
+        return [opened_by_quantile([plan.codec], [part]) for part in parts]
+    reduced = np.asarray((np.max if reduction == "maximum" else np.sum)(parts, axis=0), np.float32)
+    return [reduced] * len(openings)
 
 
 def exchange(
@@ -37,13 +54,13 @@ def exchange(
             raise ValueError(f"grads[{rank}] must be finite: a job skips a step in which one is not")
     arithmetic = {**arithmetic, "workers": len(grads), "tensor": tensor}
     plan = method.plan(shape, step, outputs)
-    openings: list[Any] = [method.open(g, s, rank=rank, **arithmetic) for rank, (g, s) in enumerate(zip(grads, states))]
-    opened = None
-    if openings[0] is not None:
-        _, maximum = plan.codec.opening
-        opened = np.asarray((np.max if maximum else np.sum)(openings, axis=0), np.float32)
+    openings = [method.open(g, s, rank=rank, **arithmetic) for rank, (g, s) in enumerate(zip(grads, states))]
+    known = opened(plan, openings)
     payloads = np.stack(
-        [method.encode(g, s, rank=rank, opened=opened, **arithmetic) for rank, (g, s) in enumerate(zip(grads, states))]
+        [
+            method.encode(g, s, rank=rank, opened=o, **arithmetic)
+            for rank, (g, s, o) in enumerate(zip(grads, states, known))
+        ]
     )
     for state in states:
         if state.memory is not None:
@@ -56,5 +73,5 @@ def exchange(
         shape=shape,
         outputs=outputs,
         tensor=tensor,
-        opened=opened,
+        opened=known[0],
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from horovod_dgc import Method
+from horovod_dgc.simulation import opened
 
 # Of the made-up gradients: near the threshold of threshold quantisation, so that it selects as in training.
 DEVIATION = 0.003
@@ -48,10 +49,10 @@ def encode_and_decode(method: Method, gradients: Gradients, rounds: int) -> dict
         times = [time.process_time()]
         np.copyto(copy, gradient)
         times.append(time.process_time())
-        opened = method.open(gradient, state, momentum=momentum)
-        payload = method.encode(gradient, state, momentum=momentum, opened=opened)
+        known = opened(plan, [method.open(gradient, state, momentum=momentum)])[0]
+        payload = method.encode(gradient, state, momentum=momentum, opened=known)
         times.append(time.process_time())
-        method.decode(payload, out, step=step, shape=gradients.shape, opened=opened, state=state)
+        method.decode(payload, out, step=step, shape=gradients.shape, opened=known, state=state)
         times.append(time.process_time())
         if step >= STEPS_BEFORE:
             for taken, begin, end in zip((copies, encodes, decodes), times, times[1:]):

@@ -1,4 +1,6 @@
 // Codecs, and the steps that are made with them.
+#include <pybind11/stl.h>
+
 #include <memory>
 #include <utility>
 
@@ -14,7 +16,8 @@ struct Described {
   explicit Described(const std::string& text) : description(text), codec(make_codec(text)) {}
 
   // The largest coordinates in this layout.
-  explicit Described(const Layout& layout) : description(py::repr(py::cast(layout))), codec(largest(layout)) {}
+  explicit Described(const Layout& layout)
+      : description(py::repr(py::cast(layout))), codec(largest(layout)) {}
 
   std::string description;
   std::shared_ptr<const Codec> codec;
@@ -26,7 +29,7 @@ struct Circumstances {
                 const py::object& memory_, const py::object& squares, int threads, Access access) {
     context.randomness = randomness;
     context.threads = checked_threads(threads);
-    const size_t count = codec.opening().count;
+    const size_t count = codec.opening().returned();
     if (count > 0) {
       if (opened_.is_none()) refuse("opened", "None", "what came back from the opening round");
       const float* data = floats("opened", opened_, count, Access::read);
@@ -113,10 +116,10 @@ Arrays arrays_of(size_t n, const Update& update, const py::object& grad, const p
   return a;
 }
 
-Made propose(const Described& described, const Update& update, const py::object& grad, const py::object& residual,
-             const py::object& velocity, const py::object& weights, const Randomness& randomness,
-             const py::object& opened, const py::object& memory, const py::object& squares, double sample_ratio,
-             int threads) {
+Made propose(const Described& described, const Update& update, const py::object& grad,
+             const py::object& residual, const py::object& velocity, const py::object& weights,
+             const Randomness& randomness, const py::object& opened, const py::object& memory,
+             const py::object& squares, double sample_ratio, int threads) {
   const Codec& codec = *described.codec;
   const Arrays a = arrays_of(codec.n(), update, grad, residual, velocity, weights, Access::read, false);
   const Circumstances c(codec, randomness, opened, memory, squares, threads, Access::read);
@@ -164,10 +167,11 @@ void commit(const Made& made, const Update& update, const py::object& grad, cons
   dgc::commit(codec, made.proposal, update, a, options, context, kept);
 }
 
-Made encode(const Described& described, const Update& update, const py::object& grad, const py::object& residual,
-            const py::object& velocity, const py::object& weights, const Randomness& randomness,
-            const py::object& opened, const py::object& memory, const py::object& squares, bool mask_velocity,
-            bool zero_grad, double sample_ratio, int threads, bool assume_finite) {
+Made encode(const Described& described, const Update& update, const py::object& grad,
+            const py::object& residual, const py::object& velocity, const py::object& weights,
+            const Randomness& randomness, const py::object& opened, const py::object& memory,
+            const py::object& squares, bool mask_velocity, bool zero_grad, double sample_ratio, int threads,
+            bool assume_finite) {
   const Codec& codec = *described.codec;
   const Arrays a = arrays_of(codec.n(), update, grad, residual, velocity, weights, Access::write, zero_grad);
   const Circumstances c(codec, randomness, opened, memory, squares, threads, Access::write);
@@ -181,16 +185,16 @@ Made encode(const Described& described, const Update& update, const py::object& 
   return {described.codec, randomness, dgc::encode(codec, update, a, options, c.context, c.memory)};
 }
 
-void add(const Described& described, const py::object& payloads, const py::object& out, double scale, int threads,
-         const Randomness& randomness, const py::object& opened) {
+void add(const Described& described, const py::object& payloads, const py::object& out, double scale,
+         int threads, const Randomness& randomness, const py::object& opened) {
   const Codec& codec = *described.codec;
   const Payloads p = payloads_of(codec.nbytes(), payloads);
   float* o = floats("out", out, codec.n(), Access::write);
   Context context;
   context.randomness = randomness;
   context.threads = checked_threads(threads);
-  if (codec.opening().count > 0)
-    context.opened = floats("opened", opened, codec.opening().count, Access::read);
+  if (codec.opening().agreed() > 0)
+    context.opened = floats("opened", opened, codec.opening().agreed(), Access::read);
   py::gil_scoped_release release;
   validate(codec, p.data, p.count, threads);
   codec.add(p.data, p.count, o, static_cast<float>(scale), context);
@@ -207,6 +211,23 @@ void absorb(const Described& described, const py::object& payloads, const py::ob
 bool poisoned(const Described& described, const py::object& payloads) {
   const Payloads p = payloads_of(described.codec->nbytes(), payloads);
   return any_poisoned(*described.codec, p.data, p.count);
+}
+
+float opened_by_quantile(const std::vector<const Described*>& codecs,
+                         const std::vector<py::object>& openings) {
+  if (codecs.size() != openings.size())
+    refuse("openings", std::to_string(openings.size()),
+           "as many as codecs, " + std::to_string(codecs.size()));
+  std::vector<const Codec*> bare;
+  std::vector<const float*> data;
+  for (size_t i = 0; i < codecs.size(); ++i) {
+    const Opening opening = codecs[i]->codec->opening();
+    if (opening.reduction != Reduction::quantile)
+      refuse("codecs", codecs[i]->description, "codecs whose opening round is a quantile");
+    bare.push_back(codecs[i]->codec.get());
+    data.push_back(floats("openings", openings[i], opening.count, Access::read));
+  }
+  return dgc::opened_by_quantile(bare, data);
 }
 
 py::array indices_of(const py::object& self) {
@@ -248,7 +269,9 @@ void bind_steps(py::module_* m) {
       .def_property_readonly("opening",
                              [](const Described& d) {
                                const Opening opening = d.codec->opening();
-                               return py::make_tuple(opening.count, opening.maximum);
+                               const char* const names[] = {"sum", "maximum", "quantile"};
+                               return py::make_tuple(opening.count,
+                                                     names[static_cast<int>(opening.reduction)]);
                              })
       .def_property_readonly("layout",
                              [](const Described& d) -> py::object {
@@ -256,15 +279,17 @@ void bind_steps(py::module_* m) {
                                return layout ? py::cast(*layout) : py::object(py::none());
                              })
       .def_property_readonly("description", [](const Described& d) { return d.description; })
-      .def("validate",
-           [](const Described& d, const py::object& payloads) {
-             const Payloads p = payloads_of(d.codec->nbytes(), payloads);
-             py::gil_scoped_release release;
-             validate(*d.codec, p.data, p.count, 1);
-           },
-           py::arg("payloads"))
-      .def("decode_add", &add, py::arg("payloads"), py::arg("out"), py::arg("scale") = 1.0, py::arg("threads") = 1,
-           py::kw_only(), py::arg("randomness") = Randomness(), py::arg("opened") = py::none())
+      .def(
+          "validate",
+          [](const Described& d, const py::object& payloads) {
+            const Payloads p = payloads_of(d.codec->nbytes(), payloads);
+            py::gil_scoped_release release;
+            validate(*d.codec, p.data, p.count, 1);
+          },
+          py::arg("payloads"))
+      .def("decode_add", &add, py::arg("payloads"), py::arg("out"), py::arg("scale") = 1.0,
+           py::arg("threads") = 1, py::kw_only(), py::arg("randomness") = Randomness(),
+           py::arg("opened") = py::none())
       .def("absorb", &absorb, py::arg("payloads"), py::arg("memory"))
       .def("poison",
            [](const Described& d) {
@@ -301,8 +326,8 @@ void bind_steps(py::module_* m) {
   m->def("open", &open, py::arg("codec"), py::arg("update"), py::arg("grad"), py::arg("residual") = none,
          py::arg("velocity") = none, py::arg("weights") = none, py::kw_only(),
          py::arg("randomness") = Randomness(), py::arg("memory") = none, py::arg("threads") = 1);
-  m->def("propose", &propose, py::arg("codec"), py::arg("update"), py::arg("grad"), py::arg("residual") = none,
-         py::arg("velocity") = none, py::arg("weights") = none, py::kw_only(),
+  m->def("propose", &propose, py::arg("codec"), py::arg("update"), py::arg("grad"),
+         py::arg("residual") = none, py::arg("velocity") = none, py::arg("weights") = none, py::kw_only(),
          py::arg("randomness") = Randomness(), py::arg("opened") = none, py::arg("memory") = none,
          py::arg("squares") = none, py::arg("sample_ratio") = 0.01, py::arg("threads") = 1);
   m->def("encode", &encode, py::arg("codec"), py::arg("update"), py::arg("grad"), py::arg("residual") = none,
@@ -310,6 +335,7 @@ void bind_steps(py::module_* m) {
          py::arg("randomness") = Randomness(), py::arg("opened") = none, py::arg("memory") = none,
          py::arg("squares") = none, py::arg("mask_velocity") = true, py::arg("zero_grad") = false,
          py::arg("sample_ratio") = 0.01, py::arg("threads") = 1, py::arg("assume_finite") = false);
+  m->def("opened_by_quantile", &opened_by_quantile, py::arg("codecs"), py::arg("openings"));
   m->def(
       "sum_squares",
       [](const py::object& x, int threads) {

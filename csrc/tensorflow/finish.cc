@@ -15,8 +15,8 @@ namespace {
 using tensorflow::DEVICE_CPU;
 using tensorflow::shape_inference::InferenceContext;
 
-// Whether the first value of a message that some rank poisoned is NaN: a poisoned payload decodes to NaN at its
-// first coordinate, and a sum is NaN wherever one of its terms is.
+// Whether the first value of a message that some rank poisoned is NaN: a poisoned payload decodes to NaN at
+// its first coordinate, and a sum is NaN wherever one of its terms is.
 bool first_is_nan(const Tensor& received, Message message) {
   if (message == Message::float16) {
     uint16_t bits = 0;
@@ -183,8 +183,8 @@ class FinishOp : public Operation {
                threads_for(context, received.NumElements()));
     State state(context, 9, kept_, plan_);
     state.own(context);
-    dgc::Context settings =
-        plan_.context_of(state.counts()[kSteps], codec, &context->input(8), threads_for(context, plan_.numel()));
+    dgc::Context settings = plan_.context_of(state.counts()[kSteps], codec, &context->input(8),
+                                             threads_for(context, plan_.numel()));
     settings.memory = state.memory();
 
     // The gradient's own memory serves for the result where nobody else needs it any more.
@@ -223,8 +223,8 @@ class FinishOp : public Operation {
  private:
   // Applies the proposal to the state, and zeroes the gradient if asked to; what was proposed is read back
   // from the payload. Returns the number of coordinates sent with a value other than zero.
-  int64_t commit(const Codec& codec, const dgc::Context& settings, const Tensor& gradient, const Tensor& payload,
-                 const Update& update, bool zero_grad, State* state) const {
+  int64_t commit(const Codec& codec, const dgc::Context& settings, const Tensor& gradient,
+                 const Tensor& payload, const Update& update, bool zero_grad, State* state) const {
     const Proposal proposal = codec.recover(bytes_of(payload), settings);
     Arrays arrays;
     arrays.n = codec.n();
@@ -249,8 +249,8 @@ class FinishOp : public Operation {
       for (int64_t i = 0; i < plan_.numel(); ++i) out[i] = values[i] * scale;
       return;
     }
-    codec.add(bytes_of(received), message == Message::payloads ? static_cast<size_t>(workers_) : 1, out, scale,
-              settings);
+    codec.add(bytes_of(received), message == Message::payloads ? static_cast<size_t>(workers_) : 1, out,
+              scale, settings);
   }
 
   void vote(float factor, float* out) const {
@@ -271,8 +271,9 @@ class FinishOp : public Operation {
              tensorflow::TTypes<double>::ConstVec applied, int64_t decode, int64_t* counts) const {
     int64_t step[kCounts] = {};
     step[skipped ? kSkipped : kSteps] = 1;
-    step[kSent] = static_cast<int64_t>(message == Message::dense ? codec.n() * sizeof(float) : codec.nbytes()) +
-                  static_cast<int64_t>(codec.opening().count * sizeof(float));
+    step[kSent] =
+        static_cast<int64_t>(message == Message::dense ? codec.n() * sizeof(float) : codec.nbytes()) +
+        static_cast<int64_t>(codec.opening().agreed() * sizeof(float));
     step[kControl] = carried_ ? 0 : static_cast<int64_t>(sizeof(float));
     step[kDense] = static_cast<int64_t>(gradient.TotalBytes());
     step[kNonzero] = nonzero;

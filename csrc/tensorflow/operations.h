@@ -55,8 +55,8 @@ enum Applied {
 // What Conclude counts for the whole step, in the int64 vector `progress`.
 enum Progress { kStepsDone, kStepsSkipped, kWait, kLastWait, kProgress };
 
-// How the bytes that arrive at Finish are to be read: the payloads of all ranks, one after another; the sum of
-// their dense forms, in float32; or the sum of the payloads themselves, in either type.
+// How the bytes that arrive at Finish are to be read: the payloads of all ranks, one after another; the sum
+// of their dense forms, in float32; or the sum of the payloads themselves, in either type.
 enum class Message { payloads, dense, float32, float16 };
 
 inline int64_t now() {
@@ -104,21 +104,28 @@ inline const uint8_t* bytes_of(const Tensor& tensor) {
   return reinterpret_cast<const uint8_t*>(tensor.tensor_data().data());
 }
 
-// How one variable travels: its codec in each stage of the density schedule, and what its random numbers follow
-// from.
+// The codecs of attribute `codecs`, made from their descriptions.
+inline std::vector<std::shared_ptr<const Codec>> codecs_of(OpKernelConstruction* context) {
+  std::vector<std::string> descriptions;
+  std::vector<std::shared_ptr<const Codec>> codecs;
+  const absl::Status status = context->GetAttr("codecs", &descriptions);
+  if (!status.ok()) context->SetStatus(status);
+  try {
+    for (const std::string& description : descriptions) codecs.push_back(make_codec(description));
+  } catch (const std::invalid_argument& error) {
+    context->SetStatus(absl::InvalidArgumentError(error.what()));
+  }
+  return codecs;
+}
+
+// How one variable travels: its codec in each stage of the density schedule, and what its random numbers
+// follow from.
 class Plan {
  public:
-  explicit Plan(OpKernelConstruction* context) {
-    std::vector<std::string> descriptions;
-    OP_REQUIRES_OK(context, context->GetAttr("codecs", &descriptions));
+  explicit Plan(OpKernelConstruction* context) : codecs_(codecs_of(context)) {
     OP_REQUIRES_OK(context, context->GetAttr("seed", &seed_));
     OP_REQUIRES_OK(context, context->GetAttr("number", &number_));
     OP_REQUIRES_OK(context, context->GetAttr("rank", &rank_));
-    try {
-      for (const std::string& description : descriptions) codecs_.push_back(make_codec(description));
-    } catch (const std::invalid_argument& error) {
-      context->SetStatus(absl::InvalidArgumentError(error.what()));
-    }
   }
 
   // Throws std::invalid_argument for a stage that the plan does not have.
@@ -138,9 +145,9 @@ class Plan {
                                     static_cast<uint64_t>(step), static_cast<uint64_t>(rank_));
     context.threads = threads;
     if (opened == nullptr) return context;
-    if (static_cast<size_t>(opened->NumElements()) != codec.opening().count)
+    if (static_cast<size_t>(opened->NumElements()) != codec.opening().returned())
       throw std::invalid_argument("opened has " + std::to_string(opened->NumElements()) +
-                                  " elements; allowed: " + std::to_string(codec.opening().count));
+                                  " elements; allowed: " + std::to_string(codec.opening().returned()));
     context.opened = opened->flat<float>().data();
     return context;
   }
@@ -155,8 +162,8 @@ class Plan {
 // What is kept of one variable from step to step. Its locks are held for as long as the object lives.
 class State {
  public:
-  // Its handles are the operation's last inputs, from `first` on: counts, and then those of residual, velocity
-  // (with the learning rate in whose units it stands) and the codec's memory that `kept` names.
+  // Its handles are the operation's last inputs, from `first` on: counts, and then those of residual,
+  // velocity (with the learning rate in whose units it stands) and the codec's memory that `kept` names.
   State(OpKernelContext* context, int first, const std::vector<std::string>& kept, const Plan& plan) {
     held_.reserve(static_cast<size_t>(context->num_inputs() - first));
     for (int i = first; i < context->num_inputs(); ++i) held_.emplace_back(variable_of(context, i));

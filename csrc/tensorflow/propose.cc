@@ -126,24 +126,24 @@ class ArithmeticOp : public Operation {
   bool nesterov_ = false;
 };
 
-#define HOROVOD_DGC_ARITHMETIC(op)  \
+#define HOROVOD_DGC_ARITHMETIC(op)      \
   op.Attr("T: {float, half, bfloat16}") \
-      .Attr("K: int >= 1")          \
-      .Attr("identity: int")        \
-      .Attr("label: string")        \
-      .Attr("starts: list(int)")    \
-      .Attr("kept: list(string)")   \
-      .Attr("codecs: list(string)") \
-      .Attr("seed: int")            \
-      .Attr("number: int")          \
-      .Attr("rank: int")            \
-      .Attr("nesterov: bool")       \
-      .Input("gradient: T")         \
-      .Input("variable: resource")  \
-      .Input("unscale: double")     \
-      .Input("momentum: double")    \
-      .Input("rate: double")        \
-      .Input("opened: float")       \
+      .Attr("K: int >= 1")              \
+      .Attr("identity: int")            \
+      .Attr("label: string")            \
+      .Attr("starts: list(int)")        \
+      .Attr("kept: list(string)")       \
+      .Attr("codecs: list(string)")     \
+      .Attr("seed: int")                \
+      .Attr("number: int")              \
+      .Attr("rank: int")                \
+      .Attr("nesterov: bool")           \
+      .Input("gradient: T")             \
+      .Input("variable: resource")      \
+      .Input("unscale: double")         \
+      .Input("momentum: double")        \
+      .Input("rate: double")            \
+      .Input("opened: float")           \
       .Input("state: K * resource")
 
 HOROVOD_DGC_ARITHMETIC(REGISTER_OP("HorovodDgcOpen"))
@@ -169,6 +169,41 @@ class OpenOp : public ArithmeticOp {
   }
 };
 REGISTER_KERNEL_BUILDER(Name("HorovodDgcOpen").Device(DEVICE_CPU), OpenOp);
+
+REGISTER_OP("HorovodDgcQuantile")
+    .Attr("N: int >= 1")
+    .Attr("codecs: list(string)")
+    .Input("openings: N * float")
+    .Output("opened: float")
+    .SetShapeFn([](InferenceContext* c) {
+      c->set_output(0, c->Vector(1));
+      return absl::OkStatus();
+    })
+    .Doc("What the opening rounds of one worker's variables, whose codecs reduce them by quantile, come to.");
+
+class QuantileOp : public Operation {
+ public:
+  explicit QuantileOp(OpKernelConstruction* context) : Operation(context), codecs_(codecs_of(context)) {}
+
+ protected:
+  void run(OpKernelContext* context) override {
+    std::vector<const Codec*> codecs;
+    std::vector<const float*> openings;
+    for (int i = 0; i < context->num_inputs(); ++i) {
+      codecs.push_back(codecs_.at(static_cast<size_t>(i)).get());
+      const size_t count = static_cast<size_t>(context->input(i).NumElements());
+      if (count != codecs.back()->opening().count)
+        throw std::invalid_argument("opening " + std::to_string(i) + " has " + std::to_string(count) +
+                                    " elements; allowed: " + std::to_string(codecs.back()->opening().count));
+      openings.push_back(context->input(i).flat<float>().data());
+    }
+    output(context, 0, TensorShape({1}))->vec<float>()(0) = opened_by_quantile(codecs, openings);
+  }
+
+ private:
+  std::vector<std::shared_ptr<const Codec>> codecs_;
+};
+REGISTER_KERNEL_BUILDER(Name("HorovodDgcQuantile").Device(DEVICE_CPU), QuantileOp);
 
 HOROVOD_DGC_ARITHMETIC(REGISTER_OP("HorovodDgcPropose"))
     .Attr("sample_ratio: float")

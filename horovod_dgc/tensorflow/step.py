@@ -23,7 +23,12 @@ PAYLOADS, DENSE, SUM_OF_FLOAT32, SUM_OF_FLOAT16 = range(4)
 
 
 class Exchange:
-    """One variable's operations in one traced step, which Horovod carries from ``compress`` to ``decompress``."""
+    """One variable's operations in one traced step, which Horovod carries from ``compress`` to ``decompress``.
+
+    Attributes:
+        contribution: what the variable adds to what this worker's variables have to agree upon, once it is open; None
+            if that is nothing.
+    """
 
     def __init__(self, step: Step, tensor: Tensor, gradient: tf.Tensor) -> None:
         self._step = step
@@ -34,7 +39,8 @@ class Exchange:
         self._plans = [step.method.plan(tensor.variable.shape, start, "last") for start in step.starts]
         self._messages = [_message(plan, step.transport, step.call.workers) for plan in self._plans]
         codecs = [plan.codec for plan in self._plans]
-        self._codec = codecs[0]
+        self.codec = codecs[0]
+        self.contribution: tf.Tensor | None = None
         self._coding = {
             "codecs": [codec.description for codec in codecs],
             "seed": step.method.seed,
@@ -44,22 +50,22 @@ class Exchange:
         used = set(self._messages)
         # Horovod's own allreduce can take what is summed in one and the same way in all stages, unless its sign is
         # wanted, which takes no account of the factors that the allreduce puts in.
-        self.carried = len(used) == 1 and PAYLOADS not in used and not step.call.grouped and not self._codec.votes
+        self.carried = len(used) == 1 and PAYLOADS not in used and not step.call.grouped and not self.codec.votes
 
     def sum_squares(self) -> tf.Tensor:
         """Squared norm of the gradient as it came, a float64 scalar."""
         return library.horovod_dgc_sum_squares(self._values)
 
-    def start(self, unscale: tf.Tensor, hyperparameters: Hyperparameters) -> None:
-        """Agree upon what the codec has to know beforehand, if it has, propose, and send what was proposed."""
-        inputs = (
+    def open(self, unscale: tf.Tensor, hyperparameters: Hyperparameters) -> None:
+        """Agree with the other workers upon what the codec has to know beforehand, if it has."""
+        self._inputs = (
             self._values,
             self._tensor.variable.handle,
             unscale,
             hyperparameters.momentum,
             hyperparameters.rate,
         )
-        arithmetic = {
+        self._arithmetic = {
             "identity": self._tensor.identity,
             "label": self._tensor.label,
             "starts": self._step.starts,
@@ -68,18 +74,34 @@ class Exchange:
             **self._coding,
         }
         self._opened = tf.zeros(0)
-        count, maximum = self._codec.opening
+        count, reduction = self.codec.opening
         if count:
-            opening = library.horovod_dgc_open(*inputs, self._opened, self._tensor.state, **arithmetic)
+            opening = library.horovod_dgc_open(*self._inputs, self._opened, self._tensor.state, **self._arithmetic)
+        if reduction == "quantile":
+            self.contribution = opening
+        elif count:
             self._opened = hvd.allreduce(
                 tf.ensure_shape(opening, [count]),
-                op=hvd.Max if maximum else hvd.Sum,
+                op=hvd.Max if reduction == "maximum" else hvd.Sum,
                 name=f"horovod_dgc_opening_{self._step.ordinal}_{self._tensor.position}",
                 ignore_name_scope=True,
                 process_set=self._step.call.process_set,
             )
+
+    def start(self, settled: tf.Tensor | None) -> None:
+        """Propose, and send what was proposed.
+
+        Args:
+            settled: what the :attr:`contribution` of all variables came to.
+        """
+        if self.contribution is not None:
+            self._opened = settled
         self.payload, self._stage, self.applied = library.horovod_dgc_propose(
-            *inputs, self._opened, self._tensor.state, sample_ratio=self._plans[0].sample_ratio, **arithmetic
+            *self._inputs,
+            self._opened,
+            self._tensor.state,
+            sample_ratio=self._plans[0].sample_ratio,
+            **self._arithmetic,
         )
         self.outgoing = self._summand(self._messages[0]) if self.carried else self._send()
 
@@ -151,6 +173,16 @@ def _message(plan: Plan, way: Transport | None, workers: int) -> int:
     return SUM_OF_FLOAT16 if plan.summable == np.float16 else SUM_OF_FLOAT32
 
 
+def _settled(exchanges: list[Exchange]) -> tf.Tensor | None:
+    """What this worker's variables agree upon among themselves, if they do."""
+    parts = [(exchange.codec.description, exchange.contribution) for exchange in exchanges]
+    parts = [(codec, part) for codec, part in parts if part is not None]
+    if not parts:
+        return None
+    codecs, openings = zip(*parts)
+    return library.horovod_dgc_quantile(openings, codecs=codecs)
+
+
 class Step:
     """The operations of one call of Horovod's reducer, in the graph that holds the gradients.
 
@@ -191,7 +223,10 @@ class Step:
         }
         exchanges = list(self.exchanges.values())
         for exchange, unscale in zip(exchanges, self._unscales(exchanges)):
-            exchange.start(unscale, hyperparameters)
+            exchange.open(unscale, hyperparameters)
+        settled = _settled(exchanges)
+        for exchange in exchanges:
+            exchange.start(settled)
         applied = [exchange.applied for exchange in exchanges]
         nonfinite = hvd.allreduce(
             library.horovod_dgc_nonfinite(applied),

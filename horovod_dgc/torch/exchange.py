@@ -11,8 +11,8 @@ import horovod.torch as hvd
 import numpy as np
 import torch
 
-from horovod_dgc import transport
-from horovod_dgc.method import ByteArray, Plan, clip_factor
+from horovod_dgc import _core, transport
+from horovod_dgc.method import ByteArray, FloatArray, Plan, clip_factor
 from horovod_dgc.stats import TensorStats
 from horovod_dgc.torch.backends import Inputs
 from horovod_dgc.torch.tensors import Tensor, flatten
@@ -27,6 +27,7 @@ class Exchange:
     Attributes:
         message: what Horovod allreduces: the payload where it can be summed, otherwise one element holding 1.0.
         finite: whether this worker's gradient is.
+        contribution: what the tensor adds to what this worker's tensors have to agree upon; None if that is nothing.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Exchange:
         self.step = step
         self.message = token
         self.finite = True
+        self.contribution: FloatArray | None = None
         self._entry = entry
         self._backend = entry.backend
         self._gradient = gradient
@@ -55,6 +57,10 @@ class Exchange:
         self._inputs: Any = None
         self._proposal: Any = None
         self._encode_seconds = 0.0
+
+    @property
+    def codec(self) -> _core.Codec:
+        return self._plan.codec
 
     def sum_squares(self) -> float:
         """Squared norm of the gradient as it came."""
@@ -96,9 +102,13 @@ class Exchange:
             memory=entry.memory_view,
             squares=self._squares(unscale),
         )
-        if plan.opening_nbytes:
+        count, reduction = plan.codec.opening
+        if count:
             self.finite, opening = self._backend.open(self._inputs)
-            op = hvd.Max if plan.codec.opening[1] else hvd.Sum
+        if reduction == "quantile":
+            self.contribution = opening
+        elif count:
+            op = hvd.Max if reduction == "maximum" else hvd.Sum
             name = f"horovod_dgc.{entry.name}.opening"
             self._opening = hvd.allreduce_async(
                 torch.from_numpy(opening), name=name, op=op, process_set=step.process_set
@@ -107,19 +117,22 @@ class Exchange:
             self._propose(carried)
         self._encode_seconds = time.perf_counter() - began
 
-    def proceed(self) -> float:
-        """Wait for what the workers agree upon, if they do, then encode and send.
+    def proceed(self, settled: FloatArray | None) -> float:
+        """Wait for what the workers agree upon, if they do, then encode and send what has not been.
+
+        Args:
+            settled: what the :attr:`contribution` of all tensors of this worker came to.
 
         Returns:
             Seconds of waiting.
         """
-        if self._opening is None:
+        if self._proposal is not None or not self._plan.numel:
             return 0.0
         began = time.perf_counter()
-        opened = hvd.synchronize(self._opening)
+        opened = settled if self._opening is None else hvd.synchronize(self._opening).numpy()
         self._opening = None
         arrived = time.perf_counter()
-        self._inputs = replace(self._inputs, opened=opened.numpy())
+        self._inputs = replace(self._inputs, opened=opened)
         self._propose(carried=False)
         self._encode_seconds += time.perf_counter() - arrived
         return arrived - began

@@ -9,7 +9,8 @@ from typing import Any
 import horovod.torch as hvd
 import torch
 
-from horovod_dgc.method import Method, clip_factor
+from horovod_dgc.coding import opened_by_quantile
+from horovod_dgc.method import FloatArray, Method, clip_factor
 from horovod_dgc.stats import TensorStats
 from horovod_dgc.torch.exchange import Exchange
 from horovod_dgc.torch.moments import SecondMoments
@@ -23,8 +24,8 @@ NONFINITE = "horovod_dgc.nonfinite"
 class Step:
     """Collects the exchanges of one step; :meth:`seal` decides whether they count.
 
-    Encoding and sending start as each gradient arrives. With global-norm clipping they wait for
-    :meth:`seal`, since the factor depends on all gradients.
+    Encoding and sending start as each gradient arrives. With global-norm clipping, or a threshold that all tensors
+    have in common, they wait for :meth:`seal`, since these depend on all gradients.
 
     Args:
         number: exchanges committed before this one, which the density schedule reads.
@@ -112,7 +113,8 @@ class Step:
                 self._start(exchange, factor / self.loss_scale, carried=False)
         if self._flag is None:
             self._send_flag()
-        waited = sum(exchange.proceed() for exchange in self._exchanges.values())
+        settled = self._settled()
+        waited = sum(exchange.proceed(settled) for exchange in self._exchanges.values())
         began = time.perf_counter()
         self.abandoned = bool(hvd.synchronize(self._flag).item())
         return waited + time.perf_counter() - began
@@ -141,6 +143,11 @@ class Step:
     def leave(self) -> None:
         """Note the time: what follows, up to the next tensor, is waiting."""
         self._last_seen = time.perf_counter()
+
+    def _settled(self) -> FloatArray | None:
+        """What this worker's tensors agree upon among themselves, if they do."""
+        parts = [(e.codec, e.contribution) for e in self._exchanges.values() if e.contribution is not None]
+        return opened_by_quantile([codec for codec, _ in parts], [part for _, part in parts]) if parts else None
 
     def _start(self, exchange: Exchange, unscale: float, *, carried: bool) -> None:
         exchange.start(unscale, carried=carried)

@@ -18,7 +18,7 @@ MOMENTUM = 0.5
 VARIANTS: dict[str, list[dict[str, object]]] = {
     "dgc": [{"density": 0.01, "values": "int8"}, {"density": 0.01, "momentum_correction": False}],
     "topk": [{"density": 0.02}, {"density": 0.02, "error_feedback": False}],
-    "gradient-dropping": [{"density": 0.02}],
+    "gradient-dropping": [{"density": 0.02}, {"density": 0.02, "scope": "global", "cap": 0.1}],
     "randomk": [{"density": 0.05}, {"density": 0.05, "error_feedback": False, "values": "float16"}],
     "terngrad": [{}, {"shared_scale": True}],
     "strom": [{"threshold": 40.0, "cap": 0.1}],
@@ -68,6 +68,27 @@ def reduced_alone(
                 result = velocities[number]
             results.append(result)
         steps.append(results)
+    return steps
+
+
+def dropped_globally(density: float, feeds: Sequence[Sequence[Sequence[Array]]]) -> list[list[Array]]:
+    """What gradient dropping with one threshold makes of gradients by step, rank and tensor: means by step and tensor.
+
+    For tensors small enough to be looked at as a whole, and payloads with room for all.
+    """
+    residuals = [[np.zeros_like(grad) for grad in grads] for grads in feeds[0]]
+    steps = []
+    for ranks in feeds:
+        sent = []
+        for residual, grads in zip(residuals, ranks):
+            for r, grad in zip(residual, grads):
+                r += grad
+            magnitudes = np.sort(np.abs(np.concatenate([r.ravel() for r in residual])))
+            threshold = magnitudes[-math.ceil(density * magnitudes.size)]
+            sent.append([np.where(np.abs(r) >= threshold, r, np.float32(0)) for r in residual])
+            for r, s in zip(residual, sent[-1]):
+                r -= s
+        steps.append([np.mean(tensors, axis=0) for tensors in zip(*sent)])
     return steps
 
 

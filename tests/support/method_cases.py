@@ -32,6 +32,7 @@ from horovod_dgc import (
     ThresholdQuantization,
     TopK,
     VarianceBased,
+    simulation,
 )
 
 F = np.float32
@@ -317,6 +318,8 @@ CASES = [
     _sparse("topk momentum no feedback", TopK(0.01, error_feedback=False, momentum_correction=True), top(6), 6 * 16, 6),
     Case("topk all", TopK(1.0, "int8", error_feedback=True), whole(int8), 600 * 8 + 3 * 32, tolerance=1e-6),
     _sparse("gradient-dropping", GradientDropping(), top(6), 6 * 16, 6),
+    _sparse("gradient-dropping global", GradientDropping(0.02, scope="global"), top(12), 24 * 16, 24),
+    _sparse("gradient-dropping crowded", GradientDropping(0.02, scope="global", cap=0.01), top(6), 6 * 16, 6),
     Case("randomk", RandomK(0.1), drawn(60, 1.0), 60 * 32, draws="shared"),
     Case("randomk float16", RandomK(0.1, "float16"), drawn(60, 1.0, float16), 60 * 16, draws="shared"),
     Case("randomk momentum", RandomK(0.1, momentum_correction=True), drawn(60, 1.0), 60 * 32, draws="shared"),
@@ -405,7 +408,8 @@ def step(
 ) -> tuple[Array, Array, Array | None]:
     """One worker's exchange with itself: payload, what it decodes to, and what the opening round came to."""
     if opened is None:
-        opened = method.open(g, state, rank=rank, **arithmetic)
+        openings = [method.open(g, state, rank=rank, **arithmetic)]
+        opened = simulation.opened(method.plan(state.shape, state.step), openings)[0]
     number = state.step
     payload = method.encode(g, state, rank=rank, opened=opened, **arithmetic)  # type: ignore[arg-type]
     out = np.zeros(g.size, F)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import horovod.torch as hvd
 import numpy as np
 import torch
-from family import MOMENTUM, compared_steps, family, reduced_alone
+from family import MOMENTUM, compared_steps, dropped_globally, family, reduced_alone
 
 from checks.common import Fed, assert_ranks_identical, compressed
-from horovod_dgc import Method, VarianceBased
+from horovod_dgc import GradientDropping, Method, VarianceBased
 from horovod_dgc.torch import SecondMoments
 
 STEPS = 50
@@ -55,6 +56,33 @@ def check_every_method_by_allreduce() -> None:
 def check_every_method_in_plain_torch() -> None:
     for method in family():
         follow(method, "gather", hvd.Average, steps=8, backend="torch")
+
+
+def check_tensors_share_a_threshold() -> None:
+    shapes = ((20, 30), (40, 25), (20, 30))
+    rng = [np.random.default_rng(rank) for rank in range(hvd.size())]
+    # Of very different size, so that thresholds of their own would send something else.
+    feeds = [
+        [[size * r.standard_normal(s).astype(np.float32) for s, size in zip(shapes, (1, 8, 2))] for r in rng]
+        for _ in range(6)
+    ]
+    expected = dropped_globally(0.02, feeds)
+    method = GradientDropping(0.02, "float32", scope="global", cap=0.5)
+    for backend in ("auto", "torch"):
+        model = torch.nn.ParameterList([torch.zeros(shape) for shape in shapes])
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer, compression = compressed(
+            method, model, optimizer, settings={"transport": "gather", "backend": backend}
+        )
+        for ranks, results in zip(feeds, expected):
+            optimizer.zero_grad()
+            sum((p * torch.from_numpy(g)).sum() for p, g in zip(model, ranks[hvd.rank()])).backward()
+            optimizer.synchronize()
+            for p, result in zip(model, results):
+                np.testing.assert_allclose(p.grad.numpy(), result, rtol=1e-6, atol=1e-6)
+            with optimizer.skip_synchronize():
+                optimizer.step()
+        assert compression.stats().last.nonzero == math.ceil(0.02 * 2200)
 
 
 def check_second_moments_reach_the_method() -> None:
