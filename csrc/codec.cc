@@ -56,16 +56,25 @@ class Coordinates : public Codec {
     p.n = n();
     p.dense = layout_.dense();
     p.finite = true;
+    if (p.dense) {
+      p.coding = layout_.values().shared();
+      p.coded = payload;
+      return p;
+    }
     p.indices.resize(layout_.k());
     p.sent.resize(layout_.k());
     layout_.unpack(payload, p.indices.data(), p.sent.data());
-    if (p.dense) p.indices.clear();
     return p;
   }
 
   void add(const uint8_t* payloads, size_t count, float* out, float scale,
            const Context& context) const override {
     add_valid(layout_, payloads, count, out, scale, context.threads);
+  }
+
+  void vote(const uint8_t* payloads, size_t count, float* out, float scale,
+            const Context& context) const override {
+    vote_valid(layout_, payloads, count, out, scale, context.threads);
   }
 
   std::string check(const uint8_t* payload) const override { return layout_.check(payload); }
@@ -95,6 +104,7 @@ std::shared_ptr<const Codec> make_coordinates(Settings* settings) {
   const size_t k = settings->whole("k", 0, n);
   const Layout layout(n, k, index_coder(settings->word("indices")), ValueCoder(settings->word("values")));
   const bool vote = settings->has("vote") && settings->flag("vote");
+  if (vote && k != n) throw std::invalid_argument("vote is 1; allowed: 0 unless k is n");
   return std::make_shared<Coordinates>(layout, make_selector(n, settings), vote);
 }
 
@@ -112,9 +122,24 @@ const Kind kKinds[] = {
 
 }  // namespace
 
+void Proposal::read(size_t first, size_t count, float* out) const {
+  if (coding) {
+    if (count > 0) coding->decode(n, coded, first, count, out);
+  } else {
+    std::copy_n(sent.data() + first, count, out);
+  }
+}
+
+Floats Proposal::values() const {
+  if (!coding) return sent;
+  Floats all(n);
+  read(0, n, all.data());
+  return all;
+}
+
 void Proposal::masked(float* out) const {
   if (dense) {
-    std::copy(sent.begin(), sent.end(), out);
+    read(0, n, out);
     return;
   }
   std::fill(out, out + n, 0.0f);
@@ -122,6 +147,10 @@ void Proposal::masked(float* out) const {
 }
 
 void Codec::open(const float*, const Context&, float*) const {}
+
+void Codec::vote(const uint8_t*, size_t, float*, float, const Context&) const {
+  throw std::logic_error("the payloads of this codec are summed, not counted as votes");
+}
 
 void Codec::settle(const Proposal&, const float*, const Context&, float*) const {}
 
@@ -131,7 +160,8 @@ Proposal Codec::poisoned() const {
   Proposal p;
   p.n = n();
   p.dense = sent() == n();
-  p.payload = poison();
+  const std::vector<uint8_t> bytes = poison();
+  p.payload.assign(bytes.begin(), bytes.end());
   p.sent.assign(sent(), std::numeric_limits<float>::quiet_NaN());
   if (!p.dense) {
     p.indices.resize(sent());
@@ -147,9 +177,14 @@ Proposal packed(const Layout& layout, const float* values, std::vector<uint32_t>
   p.dense = layout.dense();
   p.finite = true;
   p.payload.resize(layout.nbytes());
-  p.sent.resize(layout.k());
-  layout.pack(indices.data(), values, p.payload.data(), p.sent.data(), context.randomness.own,
-              context.threads);
+  if (p.dense) {
+    p.coding = layout.values().shared();
+    p.coded = p.payload.data();
+  } else {
+    p.sent.resize(layout.k());
+  }
+  layout.pack(indices.data(), values, p.payload.data(), p.dense ? nullptr : p.sent.data(),
+              context.randomness.own, context.threads);
   p.indices = std::move(indices);
   return p;
 }

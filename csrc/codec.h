@@ -12,21 +12,37 @@
 #include <string>
 #include <vector>
 
+#include "buffers.h"
 #include "layout.h"
 #include "randomness.h"
 
 namespace dgc {
 
 struct Proposal {
+  Proposal() = default;
+  Proposal(Proposal&&) = default;
+  Proposal& operator=(Proposal&&) = default;
+
   size_t n = 0;
   bool dense = false;   // every coordinate is sent
   bool finite = false;  // false: v' (update.h) is not finite somewhere; the payload is the codec's poison
-  std::vector<uint8_t> payload;   // Codec::nbytes()
+  Bytes payload;        // Codec::nbytes()
   std::vector<uint32_t> indices;  // the coordinates sent, strictly increasing; empty if dense
-  std::vector<float> sent;        // what decoding the payload adds there, one for each; NaN if not finite
+  Floats sent;                    // what decoding the payload adds there, one for each; NaN if not finite
   size_t overflow = 0;            // coordinates that qualified but found no room, and wait in the residual
 
-  // out (n floats) = 0, then sent at the coordinates.
+  // A dense layout decodes piece by piece faster than memory holds the values ready: then `sent` is empty,
+  // and read() decodes these bytes, which are the payload's own or those that it was recovered from.
+  std::shared_ptr<const ValueCoding> coding;
+  const uint8_t* coded = nullptr;
+
+  // out[0..count) = what is sent at coordinates first.. of a dense proposal.
+  void read(size_t first, size_t count, float* out) const;
+
+  // What is sent, one value for each coordinate.
+  Floats values() const;
+
+  // out (n floats) = 0, then the values at the coordinates.
   void masked(float* out) const;
 };
 
@@ -91,13 +107,17 @@ class Codec {
   // A step's proposal. values: v', finite. The result is not finite where `opened` is not.
   virtual Proposal code(const float* values, const Context& context) const = 0;
 
-  // Coordinates and values of a payload that check() has passed: indices, sent, n and dense of the proposal.
+  // What check() has passed as a proposal without a payload of its own, which these bytes must outlive.
   virtual Proposal recover(const uint8_t* payload, const Context& context) const = 0;
 
   // out += scale * the sum of `count` payloads that check() has passed, in this order at each coordinate, so
   // that the result does not depend on context.threads.
   virtual void add(const uint8_t* payloads, size_t count, float* out, float scale,
                    const Context& context) const = 0;
+
+  // Where votes(): out += scale * the sign of that sum, NaN where it is.
+  virtual void vote(const uint8_t* payloads, size_t count, float* out, float scale,
+                    const Context& context) const;
 
   // Empty if nbytes() bytes are a payload, else what is wrong with them.
   virtual std::string check(const uint8_t* payload) const = 0;

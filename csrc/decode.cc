@@ -34,15 +34,35 @@ void add_sparse(const Layout& layout, const uint8_t* payloads, size_t count, flo
   }
 }
 
+constexpr size_t kPiece = 2048;
+
+// out[0..length) += scale * the sum of the payloads at coordinates first..; length <= kPiece.
+void add_piece(const Layout& layout, const uint8_t* payloads, size_t count, size_t first, size_t length,
+               float scale, float* out) {
+  float values[kPiece];
+  for (size_t p = 0; p < count; ++p) {
+    decode_values(layout.values(), layout.k(), payloads + p * layout.nbytes(), first, length, values);
+    for (size_t j = 0; j < length; ++j) out[j] += scale * values[j];
+  }
+}
+
 void add_dense(const Layout& layout, const uint8_t* payloads, size_t count, float* out, float scale,
                Range range) {
-  constexpr size_t kPiece = 2048;
-  float values[kPiece];
+  for (size_t first = range.begin; first < range.end; first += kPiece) {
+    add_piece(layout, payloads, count, first, std::min(kPiece, range.end - first), scale, out + first);
+  }
+}
+
+void vote_dense(const Layout& layout, const uint8_t* payloads, size_t count, float* out, float scale,
+                Range range) {
+  float sums[kPiece];
   for (size_t first = range.begin; first < range.end; first += kPiece) {
     const size_t length = std::min(kPiece, range.end - first);
-    for (size_t p = 0; p < count; ++p) {
-      decode_values(layout.values(), layout.k(), payloads + p * layout.nbytes(), first, length, values);
-      for (size_t j = 0; j < length; ++j) out[first + j] += scale * values[j];
+    std::fill(sums, sums + length, 0.0f);
+    add_piece(layout, payloads, count, first, length, 1.0f, sums);
+    for (size_t j = 0; j < length; ++j) {
+      const float sign = static_cast<float>((sums[j] > 0.0f) - (sums[j] < 0.0f));
+      out[first + j] += scale * (sums[j] == sums[j] ? sign : sums[j]);
     }
   }
 }
@@ -77,6 +97,13 @@ void add_valid(const Layout& layout, const uint8_t* payloads, size_t count, floa
   run_parallel(ranges.size(), [&](size_t i) {
     (layout.dense() ? add_dense : add_sparse)(layout, payloads, count, out, scale, ranges[i]);
   });
+}
+
+void vote_valid(const Layout& layout, const uint8_t* payloads, size_t count, float* out, float scale,
+                int threads) {
+  const std::vector<Range> ranges =
+      split(layout.n(), static_cast<int>(useful_threads(layout.k() * count, threads)), 1);
+  run_parallel(ranges.size(), [&](size_t i) { vote_dense(layout, payloads, count, out, scale, ranges[i]); });
 }
 
 void decode_add(const Layout& layout, const uint8_t* payloads, size_t count, float* out, float scale,

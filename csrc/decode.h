@@ -10,8 +10,8 @@
 
 namespace dgc {
 
-// check(p) for each of `count` payloads of so many coordinates in all. Throws std::invalid_argument naming the
-// first payload for which the answer is not empty, and the answer.
+// check(p) for each of `count` payloads of so many coordinates in all. Throws std::invalid_argument naming
+// the first payload for which the answer is not empty, and the answer.
 void validate_each(size_t count, size_t coordinates, int threads,
                    const std::function<std::string(size_t)>& check);
 
@@ -22,6 +22,10 @@ void validate(const Layout& layout, const uint8_t* payloads, size_t count, int t
 // What decode_add does with payloads that validate() has passed.
 void add_valid(const Layout& layout, const uint8_t* payloads, size_t count, float* out, float scale,
                int threads);
+
+// out[i] += scale * the sign of the sum of the payloads' values, NaN where that is. For a dense layout.
+void vote_valid(const Layout& layout, const uint8_t* payloads, size_t count, float* out, float scale,
+                int threads);
 
 // out[i] += scale * value for every coordinate of payloads 0..count-1, in this order at each coordinate, so
 // that the result does not depend on `threads`. Validates first: nothing is written if a payload is

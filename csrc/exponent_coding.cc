@@ -128,7 +128,7 @@ class Natural : public TiledCoding {
     uint8_t negative[kCodingTile];
     kernels.natural_codes(values, count, key, static_cast<uint32_t>(first), negative, exponents);
     pack_codes(negative, count, 1, bytes + packed_bytes(first, 1));
-    kernels.natural_values(negative, exponents, count, sent);
+    if (sent) kernels.natural_values(negative, exponents, count, sent);
   }
 };
 

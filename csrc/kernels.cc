@@ -88,12 +88,21 @@ DGC_INLINE double squares(const float* values, size_t count) {
   return sum;
 }
 
-DGC_INLINE void widen_float16(const uint16_t* __restrict in, float* __restrict out, size_t count) {
-  for (size_t i = 0; i < count; ++i) out[i] = half_to_float(in[i]);
+template <uint16_t (*kNarrow)(float)>
+DGC_INLINE void narrow(const float* __restrict in, void* __restrict out, size_t count) {
+  for (size_t i = 0; i < count; ++i) {
+    const uint16_t pattern = kNarrow(in[i]);
+    std::memcpy(static_cast<char*>(out) + 2 * i, &pattern, 2);
+  }
 }
 
-DGC_INLINE void widen_bfloat16(const uint16_t* __restrict in, float* __restrict out, size_t count) {
-  for (size_t i = 0; i < count; ++i) out[i] = bfloat16_to_float(in[i]);
+template <float (*kWiden)(uint16_t)>
+DGC_INLINE void widen(const void* __restrict in, float* __restrict out, size_t count) {
+  for (size_t i = 0; i < count; ++i) {
+    uint16_t pattern;
+    std::memcpy(&pattern, static_cast<const char*>(in) + 2 * i, 2);
+    out[i] = kWiden(pattern);
+  }
 }
 
 #define DGC_UPDATE_ROW(MEMORY, APPLY) {update<MEMORY, false, APPLY>, update<MEMORY, true, APPLY>}
@@ -101,36 +110,46 @@ DGC_INLINE void widen_bfloat16(const uint16_t* __restrict in, float* __restrict 
   {DGC_UPDATE_ROW(Memory::plain, APPLY), DGC_UPDATE_ROW(Memory::momentum, APPLY), \
    DGC_UPDATE_ROW(Memory::nesterov, APPLY)}
 
-#define DGC_DEFINE_KERNELS(SET, TARGET)                                                                     \
-  namespace SET {                                                                                           \
-  template <Memory kMemory, bool kWeights, bool kApply>                                                     \
-  TARGET void update(const Coefficients& c, const float* grad, const float* weights, float* velocity,       \
-                     float* residual, float* values, int32_t* maxima, size_t count) {                       \
-    update_tile<kMemory, kWeights, kApply>(c, grad, weights, velocity, residual, values, maxima, count);    \
-  }                                                                                                         \
-  TARGET void block_maxima(const float* values, int32_t* maxima, size_t count) {                            \
-    maxima_of_blocks(values, maxima, count);                                                                \
-  }                                                                                                         \
-  TARGET void find_hits(const float* values, int32_t threshold, uint8_t* hits) {                            \
-    hits_of_block(values, threshold, hits);                                                                 \
-  }                                                                                                         \
-  TARGET int32_t max_magnitude(const float* values, size_t count) {                                         \
-    return largest_magnitude(values, count);                                                                \
-  }                                                                                                         \
-  TARGET double sum_squares(const float* values, size_t count) { return squares(values, count); }           \
-  TARGET void from_float16(const uint16_t* in, float* out, size_t count) { widen_float16(in, out, count); } \
-  TARGET void from_bfloat16(const uint16_t* in, float* out, size_t count) {                                 \
-    widen_bfloat16(in, out, count);                                                                         \
-  }                                                                                                         \
-  const Kernels table = {#SET,                                                                              \
-                         DGC_UPDATE_TABLE(false),                                                           \
-                         DGC_UPDATE_TABLE(true),                                                            \
-                         block_maxima,                                                                      \
-                         find_hits,                                                                         \
-                         max_magnitude,                                                                     \
-                         sum_squares,                                                                       \
-                         from_float16,                                                                      \
-                         from_bfloat16};                                                                    \
+#define DGC_DEFINE_KERNELS(SET, TARGET)                                                                  \
+  namespace SET {                                                                                        \
+  template <Memory kMemory, bool kWeights, bool kApply>                                                  \
+  TARGET void update(const Coefficients& c, const float* grad, const float* weights, float* velocity,    \
+                     float* residual, float* values, int32_t* maxima, size_t count) {                    \
+    update_tile<kMemory, kWeights, kApply>(c, grad, weights, velocity, residual, values, maxima, count); \
+  }                                                                                                      \
+  TARGET void block_maxima(const float* values, int32_t* maxima, size_t count) {                         \
+    maxima_of_blocks(values, maxima, count);                                                             \
+  }                                                                                                      \
+  TARGET void find_hits(const float* values, int32_t threshold, uint8_t* hits) {                         \
+    hits_of_block(values, threshold, hits);                                                              \
+  }                                                                                                      \
+  TARGET int32_t max_magnitude(const float* values, size_t count) {                                      \
+    return largest_magnitude(values, count);                                                             \
+  }                                                                                                      \
+  TARGET double sum_squares(const float* values, size_t count) { return squares(values, count); }        \
+  TARGET void to_float16(const float* in, void* out, size_t count) {                                     \
+    narrow<float_to_half>(in, out, count);                                                               \
+  }                                                                                                      \
+  TARGET void to_bfloat16(const float* in, void* out, size_t count) {                                    \
+    narrow<float_to_bfloat16>(in, out, count);                                                           \
+  }                                                                                                      \
+  TARGET void from_float16(const void* in, float* out, size_t count) {                                   \
+    widen<half_to_float>(in, out, count);                                                                \
+  }                                                                                                      \
+  TARGET void from_bfloat16(const void* in, float* out, size_t count) {                                  \
+    widen<bfloat16_to_float>(in, out, count);                                                            \
+  }                                                                                                      \
+  const Kernels table = {#SET,                                                                           \
+                         DGC_UPDATE_TABLE(false),                                                        \
+                         DGC_UPDATE_TABLE(true),                                                         \
+                         block_maxima,                                                                   \
+                         find_hits,                                                                      \
+                         max_magnitude,                                                                  \
+                         sum_squares,                                                                    \
+                         to_float16,                                                                     \
+                         to_bfloat16,                                                                    \
+                         from_float16,                                                                   \
+                         from_bfloat16};                                                                 \
   }
 
 DGC_INSTRUCTION_SETS(DGC_DEFINE_KERNELS)

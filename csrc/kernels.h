@@ -39,9 +39,12 @@ struct Kernels {
   // Sum of squares in double precision, in an order of additions that depends on `count` only.
   double (*sum_squares)(const float* values, size_t count);
 
-  // Exact widening of `count` bit patterns.
-  void (*from_float16)(const uint16_t* in, float* out, size_t count);
-  void (*from_bfloat16)(const uint16_t* in, float* out, size_t count);
+  // Conversion of `count` values to 16-bit patterns, and exact widening back (half.h). The patterns need not
+  // be aligned.
+  void (*to_float16)(const float* in, void* out, size_t count);
+  void (*to_bfloat16)(const float* in, void* out, size_t count);
+  void (*from_float16)(const void* in, float* out, size_t count);
+  void (*from_bfloat16)(const void* in, float* out, size_t count);
 };
 
 // The fastest set that this processor runs.

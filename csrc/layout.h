@@ -34,7 +34,7 @@ class Layout {
 
   // Writes nbytes() bytes to payload and k floats to sent: what decoding adds at each given coordinate (0 at
   // one that gave its slot to a filler of runlength16). indices: k, strictly increasing, below n; null if
-  // dense(). sent may be values. key: for value coders that round at random. The result does not depend on
+  // dense(). sent may be values, and, if dense(), null. key: for value coders that round at random. The result does not depend on
   // `threads`.
   void pack(const uint32_t* indices, const float* values, uint8_t* payload, float* sent, Key key = {},
             int threads = 1) const;

@@ -21,6 +21,10 @@ bool finite(const int32_t* maxima, size_t count) {
 
 }  // namespace
 
+void subtract(float* __restrict from, const float* __restrict values, size_t count) {
+  for (size_t i = 0; i < count; ++i) from[i] -= values[i];
+}
+
 Pass::Pass(const Kernels& kernels_, const Arrays& arrays_, const Update& update)
     : kernels(kernels_), arrays(arrays_), coefficients(update), memory(memory_of(arrays_, update)) {}
 
@@ -85,17 +89,26 @@ bool Pass::rescan(size_t begin, size_t end, CandidateList* list) const {
 void Pass::commit(size_t begin, size_t end, const uint32_t* indices, const float* sent, size_t k, bool mask,
                   bool zero_grad) const {
   int32_t maxima[kTileBlocks];
-  size_t j = indices ? static_cast<size_t>(std::lower_bound(indices, indices + k, begin) - indices) : begin;
+  size_t j = static_cast<size_t>(std::lower_bound(indices, indices + k, begin) - indices);
   for (size_t first = begin; first < end; first += kTile) {
     const size_t count = std::min(kTile, end - first);
     update_tile(first, count, nullptr, maxima);
     if (zero_grad) zero(first, count);
     // Done per tile, while it is in the cache.
-    for (; j < k && (indices ? indices[j] : j) < first + count; ++j) {
-      const size_t i = indices ? indices[j] : j;
-      if (arrays.residual) arrays.residual[i] -= sent[j];
-      if (mask && arrays.velocity && sent[j] != 0.0f) arrays.velocity[i] = 0.0f;
+    for (; j < k && indices[j] < first + count; ++j) {
+      if (arrays.residual) arrays.residual[indices[j]] -= sent[j];
+      if (mask && arrays.velocity && sent[j] != 0.0f) arrays.velocity[indices[j]] = 0.0f;
     }
+  }
+}
+
+void Pass::commit_dense(size_t begin, size_t end, const float* sent, bool zero_grad) const {
+  int32_t maxima[kTileBlocks];
+  for (size_t first = begin; first < end; first += kTile) {
+    const size_t count = std::min(kTile, end - first);
+    update_tile(first, count, nullptr, maxima);
+    if (zero_grad) zero(first, count);
+    if (arrays.residual) subtract(arrays.residual + first, sent + (first - begin), count);
   }
 }
 

@@ -11,6 +11,9 @@
 
 namespace dgc {
 
+// from[0..count) -= values[0..count).
+void subtract(float* from, const float* values, size_t count);
+
 struct Pass {
   const Kernels& kernels;
   const Arrays& arrays;
@@ -30,10 +33,13 @@ struct Pass {
   // Offers the residual as it stands.
   bool rescan(size_t begin, size_t end, CandidateList* list) const;
 
-  // apply(), then residual -= sent at the k strictly increasing `indices` that lie in the range (null: every
-  // coordinate), and velocity = 0 there where mask is set and sent is not 0.
+  // apply(), then residual -= sent at the k strictly increasing `indices` that lie in the range, and velocity
+  // = 0 there where mask is set and sent is not 0.
   void commit(size_t begin, size_t end, const uint32_t* indices, const float* sent, size_t k, bool mask,
               bool zero_grad) const;
+
+  // apply(), then residual -= sent[0..end - begin); sent may be null if there is no residual.
+  void commit_dense(size_t begin, size_t end, const float* sent, bool zero_grad) const;
 
  private:
   void update_tile(size_t first, size_t count, float* values, int32_t* maxima) const;

@@ -60,11 +60,29 @@ Proposal select(const Codec& codec, const Pass& pass, const Options& options, co
   return packed(*codec.fused(), values->data(), list.take_indices(), context);
 }
 
-// v' of all coordinates. False if one is not finite.
-bool accumulated(const Pass& pass, int threads, std::vector<float>* values) {
-  values->resize(pass.arrays.n);
-  return all_ranges(values->size(), threads, [&](size_t begin, size_t end) {
-    return pass.preview(begin, end, nullptr, values->data());
+// values = v' of all coordinates: in `buffer`, or the gradient itself where it is that. False if one is not
+// finite.
+bool accumulated(const Pass& pass, const Update& update, int threads, Floats* buffer, const float** values) {
+  const Arrays& a = pass.arrays;
+  if (!a.residual && !a.velocity && !a.weights && a.grad_type == Scalar::float32 && update.unscale == 1.0) {
+    *values = static_cast<const float*>(a.grad);
+    return max_magnitude(a.grad, a.grad_type, a.n, threads) < std::numeric_limits<float>::infinity();
+  }
+  buffer->resize(a.n);
+  *values = buffer->data();
+  return all_ranges(a.n, threads, [&](size_t begin, size_t end) {
+    return pass.preview(begin, end, nullptr, buffer->data());
+  });
+}
+
+// work(first, count) for tiles of [0, n) that together make it up, on several threads.
+template <class Work>
+void for_tiles(size_t n, int threads, const Work& work) {
+  const std::vector<Range> ranges = split(n, threads, kGrain);
+  run_parallel(ranges.size(), [&](size_t r) {
+    for (size_t first = ranges[r].begin; first < ranges[r].end; first += kTile) {
+      work(first, std::min(kTile, ranges[r].end - first));
+    }
   });
 }
 
@@ -94,7 +112,7 @@ class Completed {
   Context context;
 
  private:
-  std::vector<float> squares_;
+  Floats squares_;
 };
 
 // Bound of |ghat| over all elements.
@@ -113,13 +131,14 @@ double gradient_bound(const Arrays& a, const Update& update, int threads) {
 bool open(const Codec& codec, const Update& update, const Arrays& a, const Options& options, Context context,
           float* out) {
   const Pass pass(kernels(), a, update);
-  std::vector<float> values;
-  if (!accumulated(pass, options.threads, &values)) {
+  Floats buffer;
+  const float* values = nullptr;
+  if (!accumulated(pass, update, options.threads, &buffer, &values)) {
     std::fill(out, out + codec.opening().count, std::numeric_limits<float>::quiet_NaN());
     return false;
   }
   const Completed completed(codec, update, a, options.threads, context);
-  codec.open(values.data(), completed.context, out);
+  codec.open(values, completed.context, out);
   return true;
 }
 
@@ -127,11 +146,13 @@ Proposal propose(const Codec& codec, const Update& update, const Arrays& a, cons
                  Context context) {
   const Pass pass(kernels(), a, update);
   const Layout* layout = codec.fused();
-  std::vector<float> values;
   if (layout == nullptr || layout->dense()) {
-    if (!accumulated(pass, options.threads, &values)) return codec.poisoned();
-    return codec.code(values.data(), Completed(codec, update, a, options.threads, context).context);
+    Floats buffer;
+    const float* accumulation = nullptr;
+    if (!accumulated(pass, update, options.threads, &buffer, &accumulation)) return codec.poisoned();
+    return codec.code(accumulation, Completed(codec, update, a, options.threads, context).context);
   }
+  std::vector<float> values;
   const Scan scan = [&](size_t begin, size_t end, CandidateList* list) {
     return pass.preview(begin, end, list, nullptr);
   };
@@ -144,12 +165,19 @@ void commit(const Codec& codec, const Proposal& proposal, const Update& update, 
   const Pass pass(kernels(), a, update);
   // What a codec settles may need the gradient, which the pass can leave zeroed.
   const Completed completed(codec, update, a, options.threads, context);
-  const std::vector<Range> ranges = split(a.n, options.threads, kGrain);
-  run_parallel(ranges.size(), [&](size_t i) {
-    pass.commit(ranges[i].begin, ranges[i].end, proposal.dense ? nullptr : proposal.indices.data(),
-                proposal.sent.data(), proposal.sent.size(), options.mask_velocity && !proposal.dense,
-                options.zero_grad);
-  });
+  if (!proposal.dense) {
+    const std::vector<Range> ranges = split(a.n, options.threads, kGrain);
+    run_parallel(ranges.size(), [&](size_t i) {
+      pass.commit(ranges[i].begin, ranges[i].end, proposal.indices.data(), proposal.sent.data(),
+                  proposal.sent.size(), options.mask_velocity, options.zero_grad);
+    });
+  } else if (a.residual || a.velocity || options.zero_grad) {
+    for_tiles(a.n, options.threads, [&](size_t first, size_t count) {
+      float sent[kTile];
+      if (a.residual) proposal.read(first, count, sent);
+      pass.commit_dense(first, first + count, sent, options.zero_grad);
+    });
+  }
   if (memory) codec.settle(proposal, a.residual, completed.context, memory);
 }
 
@@ -176,7 +204,11 @@ Proposal encode(const Codec& codec, const Update& update, const Arrays& a, const
       return codec.poisoned();
     }
     Proposal p = packed(*layout, a.residual, {}, context);
-    for (size_t i = 0; i < a.n; ++i) a.residual[i] -= p.sent[i];
+    for_tiles(a.n, options.threads, [&](size_t first, size_t count) {
+      float sent[kTile];
+      p.read(first, count, sent);
+      subtract(a.residual + first, sent, count);
+    });
     return p;
   }
   const Scan rescan = [&](size_t begin, size_t end, CandidateList* list) {

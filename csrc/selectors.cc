@@ -2,12 +2,17 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
 #include <string>
 
 #include "half.h"
+#include "kernels.h"
+#include "selection.h"
+#include "selector_kernels.h"
+#include "sign_sums.h"
 
 namespace dgc {
 namespace {
@@ -20,20 +25,9 @@ struct Candidate {
   float score;
 };
 
-// The k candidates of largest score, ties to the lower index; filled up with other coordinates of value 0.
-// candidates: in ascending order of index.
-Selected fitted(std::vector<Candidate> candidates, size_t n, size_t k) {
+// These candidates, at most k and in ascending order of index, filled up with other coordinates of value 0.
+Selected filled(const std::vector<Candidate>& candidates, size_t n, size_t k) {
   Selected chosen;
-  if (candidates.size() > k) {
-    chosen.overflow = candidates.size() - k;
-    std::nth_element(candidates.begin(), candidates.begin() + static_cast<long>(k), candidates.end(),
-                     [](const Candidate& a, const Candidate& b) {
-                       return a.score != b.score ? a.score > b.score : a.index < b.index;
-                     });
-    candidates.resize(k);
-    std::sort(candidates.begin(), candidates.end(),
-              [](const Candidate& a, const Candidate& b) { return a.index < b.index; });
-  }
   if (k == n) {
     chosen.values.assign(n, 0.0f);
     for (const Candidate& c : candidates) chosen.values[c.index] = c.value;
@@ -59,6 +53,86 @@ Selected fitted(std::vector<Candidate> candidates, size_t n, size_t k) {
   return chosen;
 }
 
+// The k candidates of largest score among all that are added in ascending order of index; ties go to the
+// lower.
+class Best {
+ public:
+  explicit Best(size_t k) : k_(k), capacity_(4 * k + 1024) {}
+
+  void add(size_t index, float value, float score) {
+    ++qualified_;
+    // What comes later loses every tie.
+    if (score <= bar_) return;
+    if (candidates_.size() == capacity_) {
+      prune();
+      if (score <= bar_) return;
+    }
+    candidates_.push_back({static_cast<uint32_t>(index), value, score});
+  }
+
+  Selected fitted(size_t n) {
+    if (candidates_.size() > k_) prune();
+    std::sort(candidates_.begin(), candidates_.end(),
+              [](const Candidate& a, const Candidate& b) { return a.index < b.index; });
+    Selected chosen = filled(candidates_, n, k_);
+    chosen.overflow = qualified_ - candidates_.size();
+    return chosen;
+  }
+
+ private:
+  void prune() {
+    const auto last = candidates_.begin() + static_cast<long>(k_) - 1;
+    std::nth_element(candidates_.begin(), last, candidates_.end(),
+                     [](const Candidate& a, const Candidate& b) {
+                       return a.score != b.score ? a.score > b.score : a.index < b.index;
+                     });
+    bar_ = last->score;
+    candidates_.resize(k_);
+  }
+
+  size_t k_;
+  size_t capacity_;
+  float bar_ = -1.0f;
+  size_t qualified_ = 0;
+  std::vector<Candidate> candidates_;
+};
+
+// visit(first + i) for every i in [0, count) with hits[i] = 1, in order. hits: 0 or 1 each, with room for 7
+// more.
+template <class Visit>
+void for_hits(uint8_t* hits, size_t count, size_t first, const Visit& visit) {
+  std::memset(hits + count, 0, 7);
+  for (size_t word = 0; word < count; word += 8) {
+    uint64_t bytes;
+    std::memcpy(&bytes, hits + word, 8);
+    for (; bytes != 0; bytes &= bytes - 1)
+      visit(first + word + static_cast<size_t>(__builtin_ctzll(bytes)) / 8);
+  }
+}
+
+// visit(i) for every i with |values[i]| > threshold, a magnitude (half.h), in order.
+template <class Visit>
+void for_larger(const float* values, size_t n, int32_t threshold, const Visit& visit) {
+  const Kernels& set = kernels();
+  int32_t maxima[kTileBlocks];
+  uint8_t hits[kBlock + 7];
+  for (size_t first = 0; first < n; first += kTile) {
+    const size_t count = std::min(kTile, n - first);
+    set.block_maxima(values + first, maxima, count);
+    for (size_t begin = 0; begin < count; begin += kBlock) {
+      if (maxima[begin / kBlock] <= threshold) continue;
+      const size_t length = std::min(kBlock, count - begin);
+      const float* const block = values + first + begin;
+      if (length == kBlock) {
+        set.find_hits(block, threshold, hits);
+      } else {
+        for (size_t i = 0; i < length; ++i) hits[i] = magnitude(block[i]) > threshold ? 1 : 0;
+      }
+      for_hits(hits, length, first + begin, visit);
+    }
+  }
+}
+
 float with_sign_of(float magnitude, float sign) { return std::copysign(magnitude, sign); }
 
 // Strom 2015: the sign of each |v'| > threshold, times the threshold.
@@ -67,13 +141,10 @@ class Above : public Selector {
   explicit Above(float threshold) : threshold_(threshold) {}
 
   Selected select(const float* values, size_t n, size_t k, const Context&) const override {
-    std::vector<Candidate> candidates;
-    for (size_t i = 0; i < n; ++i) {
-      const float size = std::fabs(values[i]);
-      if (size > threshold_)
-        candidates.push_back({static_cast<uint32_t>(i), with_sign_of(threshold_, values[i]), size});
-    }
-    return fitted(std::move(candidates), n, k);
+    Best best(k);
+    for_larger(values, n, magnitude(threshold_),
+               [&](size_t i) { best.add(i, with_sign_of(threshold_, values[i]), std::fabs(values[i])); });
+    return best.fitted(n);
   }
 
  private:
@@ -101,12 +172,11 @@ class Quantile : public Selector {
   Selected select(const float* values, size_t n, size_t k, const Context& context) const override {
     const float threshold = *context.opened;
     if (std::isnan(threshold)) return {};
-    std::vector<Candidate> candidates;
-    for (size_t i = 0; i < n; ++i) {
-      const float size = std::fabs(values[i]);
-      if (size >= threshold && size > 0.0f) candidates.push_back({static_cast<uint32_t>(i), values[i], size});
-    }
-    return fitted(std::move(candidates), n, k);
+    Best best(k);
+    // At the threshold or above it, but not at 0.
+    for_larger(values, n, std::max(1, magnitude(threshold)) - 1,
+               [&](size_t i) { best.add(i, values[i], std::fabs(values[i])); });
+    return best.fitted(n);
   }
 
  private:
@@ -117,35 +187,45 @@ class Quantile : public Selector {
 // Dryden et al. 2016: the same share of the positive and of the negative elements, the largest of each.
 class Proportion : public Selector {
  public:
-  Selected select(const float* values, size_t n, size_t k, const Context&) const override {
-    std::vector<Candidate> sides[2];
-    for (size_t i = 0; i < n; ++i) {
-      if (values[i] == 0.0f) continue;
-      sides[values[i] < 0.0f].push_back({static_cast<uint32_t>(i), values[i], std::fabs(values[i])});
-    }
-    const size_t nonzero = sides[0].size() + sides[1].size();
-    if (nonzero == 0) return fitted({}, n, k);
+  Selected select(const float* values, size_t n, size_t k, const Context& context) const override {
+    const SignSums sums = sum_signs(values, n, context.threads);
+    const size_t nonzero = sums.positives + sums.negatives;
+    if (nonzero == 0) return filled({}, n, k);
     const size_t room = std::min(k, nonzero);
-    if (room == 1) {
-      // Room for one sign only: the largest of all, so that neither sign waits forever.
-      sides[0].insert(sides[0].end(), sides[1].begin(), sides[1].end());
-      return fitted(std::move(sides[0]), n, k);
-    }
+    // Room for one sign only: the largest of all, so that neither sign waits forever.
+    if (room == 1) return filled(largest(values, n, 1, [](float x) { return x; }), n, k);
     // Rounded to nearest, but one of each sign wherever there is room for it.
-    size_t quota = (room * sides[0].size() + nonzero / 2) / nonzero;
-    if (!sides[0].empty()) quota = std::max<size_t>(quota, 1);
-    if (!sides[1].empty()) quota = std::min(quota, room - 1);
-    const size_t quotas[2] = {quota, room - quota};
-    std::vector<Candidate> kept;
-    for (int side = 0; side < 2; ++side) {
-      Selected best = fitted(std::move(sides[side]), n + 1, std::max<size_t>(1, quotas[side]));
-      for (size_t j = 0; j < quotas[side]; ++j) {
-        if (best.values[j] != 0.0f) kept.push_back({best.indices[j], best.values[j], 0.0f});
-      }
+    size_t quota = (room * sums.positives + nonzero / 2) / nonzero;
+    if (sums.positives > 0) quota = std::max<size_t>(quota, 1);
+    if (sums.negatives > 0) quota = std::min(quota, room - 1);
+    std::vector<Candidate> kept = largest(values, n, quota, [](float x) { return x > 0.0f ? x : 0.0f; });
+    const size_t middle = kept.size();
+    const std::vector<Candidate> negative =
+        largest(values, n, room - quota, [](float x) { return x < 0.0f ? x : 0.0f; });
+    kept.insert(kept.end(), negative.begin(), negative.end());
+    std::inplace_merge(kept.begin(), kept.begin() + static_cast<long>(middle), kept.end(),
+                       [](const Candidate& a, const Candidate& b) { return a.index < b.index; });
+    return filled(kept, n, k);
+  }
+
+ private:
+  // The k largest of view(values[i]) that are not 0, in ascending order of index.
+  template <class View>
+  static std::vector<Candidate> largest(const float* values, size_t n, size_t k, const View& view) {
+    std::vector<Candidate> found;
+    if (k == 0) return found;
+    CandidateList list(k, n, 0);
+    int32_t maxima[kTileBlocks];
+    float tile[kTile];
+    for (size_t first = 0; first < n; first += kTile) {
+      const size_t count = std::min(kTile, n - first);
+      for (size_t i = 0; i < count; ++i) tile[i] = view(values[first + i]);
+      kernels().block_maxima(tile, maxima, count);
+      list.offer(kernels(), tile, maxima, first, count);
     }
-    std::sort(kept.begin(), kept.end(),
-              [](const Candidate& a, const Candidate& b) { return a.index < b.index; });
-    return fitted(std::move(kept), n, k);
+    list.trim();
+    for (size_t j = 0; j < list.size(); ++j) found.push_back({list.indices()[j], list.values()[j], 0.0f});
+    return found;
   }
 };
 
@@ -156,25 +236,27 @@ class Bins : public Selector {
   explicit Bins(size_t length) : length_(length) {}
 
   Selected select(const float* values, size_t n, size_t k, const Context& context) const override {
-    std::vector<Candidate> candidates;
+    Best best(k);
     double sum = 0.0;
     size_t bins = 0;
+    uint8_t hits[kTile + 7];
     for (size_t first = 0; first < n; first += length_, ++bins) {
       const size_t end = std::min(n, first + length_);
-      float largest = 0.0f;
-      for (size_t i = first; i < end; ++i) largest = std::max(largest, std::fabs(values[i]));
+      const float largest =
+          bits_float(static_cast<uint32_t>(kernels().max_magnitude(values + first, end - first)));
       sum += static_cast<double>(largest);
       if (largest == 0.0f) continue;
-      for (size_t i = first; i < end; ++i) {
-        const float before = context.residual ? context.residual[i] : 0.0f;
-        const float ahead = values[i] + (values[i] - before);
-        if (std::fabs(ahead) >= largest)
-          candidates.push_back({static_cast<uint32_t>(i), values[i], std::fabs(values[i])});
+      for (size_t begin = first; begin < end; begin += kTile) {
+        const size_t count = std::min(kTile, end - begin);
+        const float* const residual = context.residual ? context.residual + begin : nullptr;
+        selector_kernels().find_ahead(values + begin, residual, count, largest, hits);
+        for_hits(hits, count, begin, [&](size_t i) { best.add(i, values[i], std::fabs(values[i])); });
       }
     }
     const float mean = static_cast<float>(sum / static_cast<double>(std::max<size_t>(1, bins)));
-    for (Candidate& c : candidates) c.value = c.value == 0.0f ? 0.0f : with_sign_of(mean, c.value);
-    return fitted(std::move(candidates), n, k);
+    Selected chosen = best.fitted(n);
+    for (float& value : chosen.values) value = value == 0.0f ? 0.0f : with_sign_of(mean, value);
+    return chosen;
   }
 
  private:
@@ -201,12 +283,7 @@ class Ternarise : public Selector {
     const float scale = shared_ ? *context.opened : scale_of(values, n, limit);
     if (!std::isfinite(scale)) return chosen;
     chosen.values.resize(n);
-    const Key key = context.randomness.own;
-    for (size_t i = 0; i < n; ++i) {
-      const float size = std::min(std::fabs(values[i]), limit);
-      const bool up = random_uniform(key, static_cast<uint32_t>(i)) * scale < size;
-      chosen.values[i] = up ? with_sign_of(scale, values[i]) : 0.0f;
-    }
+    selector_kernels().ternarise(values, n, limit, scale, context.randomness.own, 0, chosen.values.data());
     return chosen;
   }
 
@@ -216,22 +293,14 @@ class Ternarise : public Selector {
     // Equal values have no spread to be clipped to, whatever is left of it by rounding.
     if (std::all_of(values, values + n, [&](float x) { return x == values[0]; }))
       return std::numeric_limits<float>::max();
-    double sum = 0.0;
-    for (size_t i = 0; i < n; ++i) sum += static_cast<double>(values[i]);
-    const double mean = sum / static_cast<double>(n);
-    double squares = 0.0;
-    for (size_t i = 0; i < n; ++i) {
-      const double distance = static_cast<double>(values[i]) - mean;
-      squares += distance * distance;
-    }
+    const double mean = selector_kernels().sum(values, n) / static_cast<double>(n);
+    const double squares = selector_kernels().sum_squared_distances(values, n, mean);
     const double limit = static_cast<double>(clip_) * std::sqrt(squares / static_cast<double>(n));
     return static_cast<float>(std::min(limit, static_cast<double>(std::numeric_limits<float>::max())));
   }
 
   static float scale_of(const float* values, size_t n, float limit) {
-    float largest = 0.0f;
-    for (size_t i = 0; i < n; ++i) largest = std::max(largest, std::fabs(values[i]));
-    return std::min(largest, limit);
+    return std::min(bits_float(static_cast<uint32_t>(kernels().max_magnitude(values, n))), limit);
   }
 
   float clip_;
@@ -249,47 +318,47 @@ class Unambiguous : public Selector {
   bool keeps_moments() const override { return true; }
 
   Selected select(const float* values, size_t n, size_t k, const Context& context) const override {
-    std::vector<Candidate> candidates;
-    for (size_t i = 0; i < n; ++i) {
-      const double square = static_cast<double>(saturated(static_cast<double>(values[i] * values[i])));
-      const double moment = static_cast<double>(moment_of(context.memory, context, i));
-      if (!(square > static_cast<double>(alpha_) * moment) || !(std::fabs(values[i]) > tau_)) continue;
-      const float score = moment > 0.0 ? saturated(square / moment) : std::numeric_limits<float>::infinity();
-      const float value = tau_ > 0.0f ? with_sign_of(tau_, values[i]) : values[i];
-      candidates.push_back({static_cast<uint32_t>(i), value, score});
+    Best best(k);
+    uint8_t hits[kTile + 7];
+    for (size_t first = 0; first < n; first += kTile) {
+      const size_t count = std::min(kTile, n - first);
+      selector_kernels().find_unambiguous(values + first, context.memory + first, context.squares + first,
+                                          count, alpha_, tau_, hits);
+      for_hits(hits, count, first, [&](size_t i) {
+        const double square = static_cast<double>(saturated(static_cast<double>(values[i] * values[i])));
+        const double moment = static_cast<double>(moment_of(context.memory, context, i));
+        const float score =
+            moment > 0.0 ? saturated(square / moment) : std::numeric_limits<float>::infinity();
+        const float value = tau_ > 0.0f ? with_sign_of(tau_, values[i]) : values[i];
+        best.add(i, value, score);
+      });
     }
-    return fitted(std::move(candidates), n, k);
+    return best.fitted(n);
   }
 
   void settle(const Proposal& p, const float* residual, const Context& context,
               float* memory) const override {
-    size_t j = 0;
-    for (size_t i = 0; i < p.n; ++i) {
-      const float moment = moment_of(memory, context, i);
-      const bool listed = p.dense || (j < p.indices.size() && p.indices[j] == i);
-      const float sent = listed ? p.sent[p.dense ? i : j] : 0.0f;
-      if (listed) ++j;
-      if (sent == 0.0f) {
-        memory[i] = zeta_ * moment;
-      } else if (tau_ == 0.0f) {
-        memory[i] = 0.0f;
-      } else {
-        const double tau = static_cast<double>(tau_);
-        const double before = std::fabs(static_cast<double>(residual[i]) + static_cast<double>(sent));
-        const double left = static_cast<double>(moment) - 2.0 * before * tau + tau * tau;
-        memory[i] = saturated(std::max(left, 0.0));
-      }
+    const Floats sent = p.values();
+    const auto coordinate = [&](size_t j) { return p.dense ? j : size_t{p.indices[j]}; };
+    std::vector<float> moments(sent.size());
+    for (size_t j = 0; j < sent.size(); ++j) moments[j] = moment_of(memory, context, coordinate(j));
+    selector_kernels().decay(context.squares, p.n, zeta_, memory);
+    for (size_t j = 0; j < sent.size(); ++j) {
+      if (sent[j] != 0.0f) memory[coordinate(j)] = moment_after(moments[j], sent[j], residual[coordinate(j)]);
     }
   }
 
  private:
-  // Squares of what is finite, but must not become infinite: that would be for ever.
-  static float saturated(double x) {
-    return static_cast<float>(std::min(x, static_cast<double>(std::numeric_limits<float>::max())));
-  }
-
   static float moment_of(const float* memory, const Context& context, size_t i) {
     return saturated(static_cast<double>(memory[i] + context.squares[i]));
+  }
+
+  // Of a coordinate of which `sent` was sent and `left` is left.
+  float moment_after(float moment, float sent, float left) const {
+    if (tau_ == 0.0f) return 0.0f;
+    const double tau = static_cast<double>(tau_);
+    const double before = std::fabs(static_cast<double>(left) + static_cast<double>(sent));
+    return saturated(std::max(static_cast<double>(moment) - 2.0 * before * tau + tau * tau, 0.0));
   }
 
   float alpha_;

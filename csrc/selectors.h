@@ -15,7 +15,7 @@ namespace dgc {
 
 struct Selected {
   std::vector<uint32_t> indices;  // k, strictly increasing; empty if k == n
-  std::vector<float> values;      // k
+  Floats values;                  // k
   size_t overflow = 0;            // how many more qualified
 };
 

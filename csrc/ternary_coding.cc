@@ -91,7 +91,7 @@ class Ternary : public TiledCoding {
     uint8_t codes[kCodingTile];
     ternary_kernels().codes(values, count, codes);
     pack_trits(codes, count, bytes + kHeaderBytes + first / kTritsPerByte);
-    restore(codes, bytes, count, sent);
+    if (sent) restore(codes, bytes, count, sent);
   }
 
  private:

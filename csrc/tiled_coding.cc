@@ -65,12 +65,12 @@ void TiledCoding::encode_range(const float* values, size_t k, size_t begin, size
   for (size_t first = begin; first < end; first += kCodingTile) {
     const size_t count = std::min(kCodingTile, end - first);
     const size_t ahead = std::min(first + kPrefetch, k - count);
-    for (size_t i = 0; i < count; i += kLine) __builtin_prefetch(sent + ahead + i, 1, 2);
+    for (size_t i = 0; sent && i < count; i += kLine) __builtin_prefetch(sent + ahead + i, 1, 2);
     for (size_t i = 0; i < count; i += kLine) __builtin_prefetch(values + ahead + i, 0, 2);
     for (; grouped < first + count; grouped += size) {
       write_group(values + grouped, std::min(size, k - grouped), k, grouped / size, 1, bytes);
     }
-    encode_tile(values + first, k, first, count, key, bytes, sent + first);
+    encode_tile(values + first, k, first, count, key, bytes, sent ? sent + first : nullptr);
   }
 }
 
@@ -81,7 +81,7 @@ void PackedCoding::encode_tile(const float* values, size_t k, size_t first, size
   uint8_t codes[kCodingTile];
   quantise(values, k, bytes, first, count, key, codes);
   pack_codes(codes, count, width_, bytes + header_bytes(k) + packed_bytes(first, width_));
-  restore(codes, k, bytes, first, count, sent);
+  if (sent) restore(codes, k, bytes, first, count, sent);
 }
 
 void PackedCoding::decode(size_t k, const uint8_t* bytes, size_t first, size_t count, float* values) const {

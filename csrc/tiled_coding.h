@@ -49,7 +49,7 @@ class TiledCoding : public ValueCoding {
   // The whole header. By default that of every group, if there are any.
   virtual void write_header(const float* values, size_t k, int threads, uint8_t* bytes) const;
 
-  // Codes and sent[0..count) of values[0..count), the tile that begins at position `first`; the header is
+  // Codes and, unless it is null, sent[0..count) of values[0..count), the tile that begins at position `first`; the header is
   // written.
   virtual void encode_tile(const float* values, size_t k, size_t first, size_t count, Key key, uint8_t* bytes,
                            float* sent) const = 0;

@@ -9,6 +9,8 @@
 #include <stdexcept>
 
 #include "half.h"
+#include "kernels.h"
+#include "parallel.h"
 #include "quantisers.h"
 
 namespace dgc {
@@ -16,6 +18,7 @@ namespace {
 
 constexpr int kLargestInt8 = 127;
 constexpr int kLargestInt4 = 7;
+constexpr size_t kGrain = 1 << 16;  // values per thread at least
 
 size_t scale_bytes(size_t k) { return (k + kChunk - 1) / kChunk * sizeof(float); }
 
@@ -70,7 +73,7 @@ class Scaled : public ValueCoding {
       std::memcpy(bytes + first / kChunk * sizeof scale, &scale, sizeof scale);
       int8_t codes[kChunk + 1];
       quantise(values + first, count, scale, kLargest, codes);
-      for (size_t i = 0; i < count; ++i) sent[first + i] = static_cast<float>(codes[i]) * scale;
+      for (size_t i = 0; sent && i < count; ++i) sent[first + i] = static_cast<float>(codes[i]) * scale;
       if (kBytes) {
         std::memcpy(out, codes, count);
         out += count;
@@ -125,7 +128,7 @@ class Floats : public ValueCoding {
 
   void encode(const float* values, size_t k, Key, int, uint8_t* bytes, float* sent) const override {
     std::memcpy(bytes, values, 4 * k);
-    if (sent != values) std::memcpy(sent, values, 4 * k);
+    if (sent && sent != values) std::memcpy(sent, values, 4 * k);
   }
 
   void decode(size_t, const uint8_t* bytes, size_t first, size_t count, float* values) const override {
@@ -135,25 +138,27 @@ class Floats : public ValueCoding {
   std::string check(size_t, const uint8_t*) const override { return {}; }
 };
 
-template <uint16_t (*kNarrow)(float), float (*kWiden)(uint16_t)>
+// float16 and bfloat16.
+template <void (*Kernels::*kNarrow)(const float*, void*, size_t),
+          void (*Kernels::*kWiden)(const void*, float*, size_t)>
 class Halves : public ValueCoding {
  public:
   size_t nbytes(size_t k) const override { return 2 * k; }
 
-  void encode(const float* values, size_t k, Key, int, uint8_t* bytes, float* sent) const override {
-    for (size_t i = 0; i < k; ++i) {
-      const uint16_t half = kNarrow(values[i]);
-      std::memcpy(bytes + 2 * i, &half, 2);
-      sent[i] = kWiden(half);
-    }
+  void encode(const float* values, size_t k, Key, int threads, uint8_t* bytes, float* sent) const override {
+    const Kernels& set = kernels();
+    const std::vector<Range> ranges = split(k, threads, kGrain);
+    run_parallel(ranges.size(), [&](size_t r) {
+      for (size_t first = ranges[r].begin; first < ranges[r].end; first += kTile) {
+        const size_t count = std::min(kTile, ranges[r].end - first);
+        (set.*kNarrow)(values + first, bytes + 2 * first, count);
+        if (sent) (set.*kWiden)(bytes + 2 * first, sent + first, count);
+      }
+    });
   }
 
   void decode(size_t, const uint8_t* bytes, size_t first, size_t count, float* values) const override {
-    for (size_t i = 0; i < count; ++i) {
-      uint16_t half;
-      std::memcpy(&half, bytes + 2 * (first + i), 2);
-      values[i] = kWiden(half);
-    }
+    (kernels().*kWiden)(bytes + 2 * first, values, count);
   }
 
   std::string check(size_t, const uint8_t*) const override { return {}; }
@@ -172,8 +177,8 @@ std::shared_ptr<const ValueCoding> plain(const CoderNumbers&) {
 
 const Family kFamilies[] = {
     {"float32", 0, plain<Floats>},
-    {"float16", 0, plain<Halves<float_to_half, half_to_float>>},
-    {"bfloat16", 0, plain<Halves<float_to_bfloat16, bfloat16_to_float>>},
+    {"float16", 0, plain<Halves<&Kernels::to_float16, &Kernels::from_float16>>},
+    {"bfloat16", 0, plain<Halves<&Kernels::to_bfloat16, &Kernels::from_bfloat16>>},
     {"int8", 0, plain<Scaled<kLargestInt8>>},
     {"int4", 0, plain<Scaled<kLargestInt4>>},
     {"sign", 0, make_sign},

@@ -33,9 +33,9 @@ class ValueCoding {
 
   virtual size_t nbytes(size_t k) const = 0;
 
-  // Writes nbytes(k) bytes, and to sent[0..k) exactly what decode gives for them. sent may be values. Values
-  // that are not finite must be told by decode: at least the first value of their chunk (or, in a coding
-  // without chunks, of the whole) decodes to NaN. The result does not depend on `threads`. k >= 1.
+  // Writes nbytes(k) bytes, and to sent[0..k) exactly what decode gives for them. sent may be values, or
+  // null. Values that are not finite must be told by decode: at least the first value of their chunk (or, in
+  // a coding without chunks, of the whole) decodes to NaN. The result does not depend on `threads`. k >= 1.
   virtual void encode(const float* values, size_t k, Key key, int threads, uint8_t* bytes,
                       float* sent) const = 0;
 
@@ -61,6 +61,7 @@ class ValueCoder {
 
   const std::string& name() const { return name_; }
   const ValueCoding& coding() const { return *coding_; }
+  const std::shared_ptr<const ValueCoding>& shared() const { return coding_; }
 
   friend bool operator==(const ValueCoder& a, const ValueCoder& b) { return a.name_ == b.name_; }
   friend bool operator!=(const ValueCoder& a, const ValueCoder& b) { return !(a == b); }

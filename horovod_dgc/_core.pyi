@@ -200,6 +200,8 @@ class Codec:
 
         Validates first and writes nothing if a payload is malformed. payloads: (N, nbytes) or (N * nbytes,).
         """
+    def decode_votes(self, payloads: _Bytes, out: _Floats, scale: float = 1.0, threads: int = 1) -> None:
+        """out[n] += scale * the sign of the sum of the payloads, NaN where that is; for a codec that votes."""
     def absorb(self, payloads: _Bytes, memory: _Floats) -> None:
         """What memory[memory] becomes when all workers' payloads, or their sum as one, have come back."""
     def poison(self) -> _Bytes:

@@ -328,9 +328,7 @@ class Method(ABC):
             )
         shared: dict[str, Any] = {"randomness": self.randomness(tensor, step or 0, 0), "opened": opened}
         if plan.codec.votes:
-            votes = np.zeros_like(out)
-            plan.codec.decode_add(payloads, votes, 1.0, threads, **shared)
-            out += np.float32(scale) * np.sign(votes)
+            plan.codec.decode_votes(payloads, out, scale, threads)
         else:
             plan.codec.decode_add(payloads, out, scale, threads, **shared)
         if state is not None and state.memory is not None:

@@ -123,8 +123,8 @@ inline Payloads payloads_of(size_t nbytes, const py::object& object) {
   return {static_cast<const uint8_t*>(array.data()), nbytes == 0 ? 0 : size / nbytes};
 }
 
-template <class T>
-py::array_t<T> view(const std::vector<T>& values, const py::object& owner) {
+template <class T, class Allocator>
+py::array_t<T> view(const std::vector<T, Allocator>& values, const py::object& owner) {
   return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data(), owner);
 }
 

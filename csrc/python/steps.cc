@@ -200,6 +200,19 @@ void add(const Described& described, const py::object& payloads, const py::objec
   codec.add(p.data, p.count, o, static_cast<float>(scale), context);
 }
 
+void vote(const Described& described, const py::object& payloads, const py::object& out, double scale,
+          int threads) {
+  const Codec& codec = *described.codec;
+  if (!codec.votes()) refuse("codec", described.description, "one whose payloads are votes");
+  const Payloads p = payloads_of(codec.nbytes(), payloads);
+  float* o = floats("out", out, codec.n(), Access::write);
+  Context context;
+  context.threads = checked_threads(threads);
+  py::gil_scoped_release release;
+  validate(codec, p.data, p.count, threads);
+  codec.vote(p.data, p.count, o, static_cast<float>(scale), context);
+}
+
 void absorb(const Described& described, const py::object& payloads, const py::object& memory) {
   const Codec& codec = *described.codec;
   const Payloads p = payloads_of(codec.nbytes(), payloads);
@@ -290,6 +303,8 @@ void bind_steps(py::module_* m) {
       .def("decode_add", &add, py::arg("payloads"), py::arg("out"), py::arg("scale") = 1.0,
            py::arg("threads") = 1, py::kw_only(), py::arg("randomness") = Randomness(),
            py::arg("opened") = py::none())
+      .def("decode_votes", &vote, py::arg("payloads"), py::arg("out"), py::arg("scale") = 1.0,
+           py::arg("threads") = 1)
       .def("absorb", &absorb, py::arg("payloads"), py::arg("memory"))
       .def("poison",
            [](const Described& d) {
@@ -307,8 +322,14 @@ void bind_steps(py::module_* m) {
           "payload",
           [](const py::object& self) { return view(self.cast<const Made&>().proposal.payload, self); })
       .def_property_readonly("indices", &indices_of)
-      .def_property_readonly(
-          "sent", [](const py::object& self) { return view(self.cast<const Made&>().proposal.sent, self); })
+      .def_property_readonly("sent",
+                             [](const py::object& self) -> py::array {
+                               const Proposal& p = self.cast<const Made&>().proposal;
+                               if (!p.coding) return view(p.sent, self);
+                               py::array_t<float> all(static_cast<py::ssize_t>(p.n));
+                               p.masked(all.mutable_data());
+                               return std::move(all);
+                             })
       .def("commit", &commit, py::arg("update"), py::arg("grad"), py::arg("residual"),
            py::arg("velocity") = py::none(), py::arg("weights") = py::none(), py::kw_only(),
            py::arg("memory") = py::none(), py::arg("squares") = py::none(), py::arg("mask_velocity") = true,

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "buffers.h"
 #include "half.h"
 #include "kernels.h"
 
@@ -49,9 +50,21 @@ inline std::vector<uint32_t> random_coordinates(size_t n, size_t k, uint64_t see
   return chosen;
 }
 
-inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+template <class Floats>
+bool same_float_bits(const Floats& a, const Floats& b) {
   return a.size() == b.size() &&
          (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
+}
+
+inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return same_float_bits(a, b);
+}
+
+inline bool same_bits(const Floats& a, const Floats& b) { return same_float_bits(a, b); }
+
+template <class Bytes, class Others>
+bool same_bytes(const Bytes& a, const Others& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end());
 }
 
 struct Named {

@@ -117,7 +117,7 @@ TEST_P(EveryCodec, SentPlusResidualIsWhatWasAccumulated) {
       const Proposal p = worker.propose();
       ASSERT_TRUE(p.finite);
       ASSERT_EQ(p.payload.size(), codec->nbytes());
-      ASSERT_EQ(p.sent.size(), codec->sent());
+      ASSERT_EQ(p.values().size(), codec->sent());
       const std::vector<float> sent = dense(p);
       worker.commit(p);
       for (size_t i = 0; i < expected.size(); ++i) ASSERT_EQ(worker.residual[i], expected[i] - sent[i]);
@@ -133,7 +133,7 @@ TEST_P(EveryCodec, PayloadDecodesToWhatWasSent) {
   ASSERT_EQ(codec->check(p.payload.data()), "");
   const Proposal again = codec->recover(p.payload.data(), worker.context());
   EXPECT_EQ(again.indices, p.indices);
-  EXPECT_TRUE(test::same_bits(again.sent, p.sent));
+  EXPECT_TRUE(test::same_bits(again.values(), p.values()));
   std::vector<float> decoded(codec->n(), 0.0f);
   codec->add(p.payload.data(), 1, decoded.data(), 1.0f, worker.context());
   const std::vector<float> sent = dense(p);
@@ -158,10 +158,47 @@ TEST_P(EveryCodec, WhatIsNotFiniteIsToldAndChangesNothing) {
     EXPECT_FALSE(worker.open());
     const Proposal p = worker.propose();
     EXPECT_FALSE(p.finite);
-    EXPECT_EQ(p.payload, codec->poison());
+    EXPECT_TRUE(test::same_bytes(p.payload, codec->poison()));
     EXPECT_EQ(codec->check(p.payload.data()), "");
     EXPECT_TRUE(test::same_bits(worker.residual, before));
   }
+}
+
+TEST_P(EveryCodec, WithoutAResidualTheGradientAloneIsSent) {
+  for (const bool finite : {true, false}) {
+    Worker worker(codec, test::normal(codec->n(), 5));
+    std::fill(worker.residual.begin(), worker.residual.end(), 0.0f);
+    ASSERT_TRUE(worker.open());
+    if (!finite) worker.grad[codec->n() / 2] = -std::numeric_limits<float>::infinity();
+    const std::vector<float> before = worker.grad;
+    Arrays alone = worker.arrays();
+    alone.residual = nullptr;
+    const Proposal with = worker.propose();
+    const Proposal p = dgc::propose(*codec, Update(), alone, worker.options(), worker.context());
+    EXPECT_EQ(p.finite, finite);
+    EXPECT_EQ(p.payload, with.payload);
+    if (finite) dgc::commit(*codec, p, Update(), alone, worker.options(), worker.context());
+    EXPECT_TRUE(test::same_bits(worker.grad, before));
+  }
+}
+
+TEST_P(EveryCodec, VotesAreTheSignOfTheSum) {
+  if (!codec->votes()) GTEST_SKIP() << "sums";
+  std::vector<uint8_t> payloads;
+  for (uint64_t worker = 0; worker < 4; ++worker) {
+    const Proposal p = Worker(codec, test::normal(codec->n(), worker)).propose();
+    payloads.insert(payloads.end(), p.payload.begin(), p.payload.end());
+  }
+  std::vector<float> sum(codec->n(), 0.0f), votes(codec->n(), 1.0f);
+  Context context;
+  codec->add(payloads.data(), 4, sum.data(), 1.0f, context);
+  codec->vote(payloads.data(), 4, votes.data(), 0.5f, context);
+  for (size_t i = 0; i < sum.size(); ++i) {
+    ASSERT_EQ(votes[i], sum[i] > 0 ? 1.5f : sum[i] < 0 ? 0.5f : 1.0f);
+  }
+  const std::vector<uint8_t> poison = codec->poison();
+  codec->vote(poison.data(), 1, votes.data(), 1.0f, context);
+  EXPECT_TRUE(std::isnan(votes[0]));
 }
 
 TEST_P(EveryCodec, AnotherWorkersFaultInTheOpeningIsTold) {
@@ -295,7 +332,7 @@ TEST(Ternarise, DoesNotClipEqualValues) {
       make_codec("coordinates n=1000 k=1000 indices=int32 values=float32 select=ternarise clip=2.5 shared=0");
   Worker worker(codec, std::vector<float>(1000, 0.1f));
   std::fill(worker.residual.begin(), worker.residual.end(), 0.0f);
-  EXPECT_EQ(worker.propose().sent, worker.grad);
+  EXPECT_EQ(dense(worker.propose()), worker.grad);
 }
 
 TEST(Unambiguous, AMomentIsNeverInfinite) {

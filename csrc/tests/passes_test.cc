@@ -79,6 +79,22 @@ TEST(Pass, TouchesItsRangeOnly) {
   }
 }
 
+TEST(Pass, ADenseCommitTouchesItsRangeOnly) {
+  Fixture before;
+  Fixture f = before;
+  const Arrays a = f.arrays();
+  const Pass pass(kernels(), a, f.update);
+  const std::vector<float> sent = test::normal(1984 - 640, 8);
+  pass.commit_dense(640, 1984, sent.data(), true);
+  for (size_t i = 0; i < kCount; ++i) {
+    const bool inside = i >= 640 && i < 1984;
+    const float u = inside ? 0.9f * before.velocity[i] + before.grad[i] : before.velocity[i];
+    EXPECT_EQ(f.grad[i], inside ? 0.0f : before.grad[i]);
+    EXPECT_EQ(f.velocity[i], u) << i;
+    EXPECT_EQ(f.residual[i], inside ? before.residual[i] + u - sent[i - 640] : before.residual[i]) << i;
+  }
+}
+
 TEST(Pass, ApplyFinishesTheRangeThoughNotFinite) {
   Fixture f;
   f.grad[100] = std::numeric_limits<float>::infinity();
