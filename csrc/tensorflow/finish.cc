@@ -137,6 +137,7 @@ REGISTER_OP("HorovodDgcFinish")
     .Input("factor: float")
     .Input("loss_scale: double")
     .Input("opened: float")
+    .Input("squares: float")
     .Input("state: K * resource")
     .Output("result: T")
     .SetIsStateful()
@@ -145,7 +146,7 @@ REGISTER_OP("HorovodDgcFinish")
 Commits one variable's step and returns the gradient to apply; or, in a skipped step, changes nothing and returns NaN
 for a variable whose gradient was not finite on some rank, zeros for the others.
 
-gradient, payload, stage, applied: of Propose.
+gradient, payload, stage, applied, squares: of Propose.
 received: what came back from all `workers`, as bytes. messages: for each stage, what that is: 0 the payloads of all
   ranks, one after another; 1 the sum of their dense forms in float32; 2 or 3 the sum of payloads in float32 or float16.
 carried: `received` has been multiplied already by what the user's options (Average, Sum) ask for.
@@ -181,10 +182,10 @@ class FinishOp : public Operation {
     if (message == Message::payloads)
       validate(codec, bytes_of(received), static_cast<size_t>(workers_),
                threads_for(context, received.NumElements()));
-    State state(context, 9, kept_, plan_);
+    State state(context, 10, kept_, plan_);
     state.own(context);
     dgc::Context settings = plan_.context_of(state.counts()[kSteps], codec, &context->input(8),
-                                             threads_for(context, plan_.numel()));
+                                             &context->input(9), threads_for(context, plan_.numel()));
     settings.memory = state.memory();
 
     // The gradient's own memory serves for the result where nobody else needs it any more.

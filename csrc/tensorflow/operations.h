@@ -139,11 +139,20 @@ class Plan {
   int64_t numel() const { return static_cast<int64_t>(codecs_.front()->n()); }
 
   // opened: what came back from the opening round, a vector without elements where there is none.
-  Context context_of(int64_t step, const Codec& codec, const Tensor* opened, int threads) const {
+  // squares: the step's second moments, a vector without elements where they are not known.
+  Context context_of(int64_t step, const Codec& codec, const Tensor* opened, const Tensor* squares,
+                     int threads) const {
     Context context;
     context.randomness = Randomness(static_cast<uint64_t>(seed_), static_cast<uint64_t>(number_),
                                     static_cast<uint64_t>(step), static_cast<uint64_t>(rank_));
     context.threads = threads;
+    if (squares != nullptr && squares->NumElements() != 0) {
+      if (squares->NumElements() != numel())
+        throw std::invalid_argument("squares has " + std::to_string(squares->NumElements()) +
+                                    " elements; allowed: " + std::to_string(numel()) +
+                                    ", or 0 for the gradient's own");
+      context.squares = squares->flat<float>().data();
+    }
     if (opened == nullptr) return context;
     if (static_cast<size_t>(opened->NumElements()) != codec.opening().returned())
       throw std::invalid_argument("opened has " + std::to_string(opened->NumElements()) +

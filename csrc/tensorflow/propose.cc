@@ -57,7 +57,7 @@ class SumSquaresOp : public Operation {
 REGISTER_KERNEL_BUILDER(Name("HorovodDgcSumSquares").Device(DEVICE_CPU), SumSquaresOp);
 
 // What Open and Propose have in common: the arithmetic of the step, read from the inputs
-//   gradient, variable, unscale, momentum, rate, opened, state...
+//   gradient, variable, unscale, momentum, rate, opened, squares, state...
 class ArithmeticOp : public Operation {
  public:
   explicit ArithmeticOp(OpKernelConstruction* context) : Operation(context), plan_(context) {
@@ -90,7 +90,7 @@ class ArithmeticOp : public Operation {
           "a gradient taken for that of " + label_ +
           " belongs to a variable of another model: each model and each optimizer needs a "
           "horovod_dgc.tensorflow.Compression of its own");
-    State state(context, 6, kept_, plan_);
+    State state(context, 7, kept_, plan_);
     const double unscale = context->input(2).scalar<double>()();
     double momentum = 0.0;
     double velocity_scale = 1.0;
@@ -111,7 +111,8 @@ class ArithmeticOp : public Operation {
     arrays.residual = state.residual();
     arrays.velocity = state.velocity();
     const Tensor* agreed = opened ? &context->input(5) : nullptr;
-    dgc::Context settings = plan_.context_of(step, codec, agreed, threads_for(context, n));
+    dgc::Context settings =
+        plan_.context_of(step, codec, agreed, &context->input(6), threads_for(context, n));
     settings.memory = state.memory();
     const Update update(unscale, 0.0, momentum, 0.0, nesterov_, velocity_scale);
     return {std::move(state), stage, codec, update, arrays, settings};
@@ -144,6 +145,7 @@ class ArithmeticOp : public Operation {
       .Input("momentum: double")        \
       .Input("rate: double")            \
       .Input("opened: float")           \
+      .Input("squares: float")          \
       .Input("state: K * resource")
 
 HOROVOD_DGC_ARITHMETIC(REGISTER_OP("HorovodDgcOpen"))
@@ -227,6 +229,8 @@ kept: what of residual, velocity, rate and memory follows counts in `state`, in 
   residual and velocity float32 [numel], rate float32 [], the learning rate in whose units the velocity stands.
 unscale, momentum, rate: factor of the gradient, momentum, and learning rate of this step.
 opened: what came back from the opening round; without elements where there is none.
+squares: float32 [numel], sums over samples of the squared gradient in unscaled units, for a codec that weighs by
+  them; without elements for the squares of the gradient itself.
 payload: its length depends on the stage only. applied: float64 [9], for HorovodDgcFinish.
 )doc");
 
@@ -293,7 +297,7 @@ class MaskedOp : public Operation {
     auto* dense = static_cast<float*>(data_of(*output(context, 0, TensorShape({plan_.numel()}))));
     std::fill(dense, dense + plan_.numel(), 0.0f);
     codec.add(bytes_of(context->input(0)), 1, dense, 1.0f,
-              plan_.context_of(0, codec, &context->input(2), threads_for(context, plan_.numel())));
+              plan_.context_of(0, codec, &context->input(2), nullptr, threads_for(context, plan_.numel())));
   }
 
  private:

@@ -6,6 +6,7 @@ from horovod_dgc.tensorflow.callbacks import (
     MetricAverageCallback,
 )
 from horovod_dgc.tensorflow.compression import Compression
+from horovod_dgc.tensorflow.moments import SecondMoments
 from horovod_dgc.tensorflow.optimizer import DistributedOptimizer
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "DistributedOptimizer",
     "LearningRateWarmupCallback",
     "MetricAverageCallback",
+    "SecondMoments",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -17,6 +17,7 @@ from horovod_dgc.stats import Stats, TensorStats
 from horovod_dgc.tensorflow import callers
 from horovod_dgc.tensorflow.callers import Call
 from horovod_dgc.tensorflow.collectives import gather_bytes
+from horovod_dgc.tensorflow.moments import SecondMoments
 from horovod_dgc.tensorflow.step import Exchange, Step
 from horovod_dgc.tensorflow.takeover import KERAS_3, Takeover, is_optimizer, loss_scale, raw
 from horovod_dgc.tensorflow.tensors import Tensor
@@ -47,6 +48,8 @@ class Compression(tf.Module):  # type: ignore[misc]
             (also a ``LossScaleOptimizer``) or ``tf.compat.v1.train``. Of Keras's SGD, momentum and Nesterov
             momentum are applied here, before compression.
         variables: the model's trainable variables, after the model is built; in the same order on all ranks.
+        second_moments: of the model's gradients, for methods that weigh by them, such as ``VarianceBased``; None for
+            the squares of each step's gradient, which counts as one sample.
         transport: "auto" picks for each variable the cheaper of gathered payloads and a dense allreduce of the
             masked gradient; "gather" and "allreduce" force one.
         agreement_timeout: seconds that the first trace waits for all ranks to compare configurations, > 0.
@@ -61,6 +64,7 @@ class Compression(tf.Module):  # type: ignore[misc]
         optimizer: Any,
         variables: Iterable[Any],
         *,
+        second_moments: SecondMoments | None = None,
         transport: str = "auto",
         agreement_timeout: float = 600.0,
     ) -> None:
@@ -72,6 +76,8 @@ class Compression(tf.Module):  # type: ignore[misc]
             )
         if not is_optimizer(optimizer):
             raise ValueError(f"optimizer must be a Keras or tf.compat.v1.train optimizer, got {optimizer!r}")
+        if second_moments is not None and not isinstance(second_moments, SecondMoments):
+            raise ValueError(f"second_moments must be a SecondMoments or None, got {second_moments!r}")
         super().__init__(name="compression")
         given = list(variables)
         names = _name(given)
@@ -90,6 +96,7 @@ class Compression(tf.Module):  # type: ignore[misc]
             takeover=takeover,
             tensors=tensors,
             progress=self.progress,
+            second_moments=second_moments,
             transport=forced(transport),
             timeout=_checks.in_range("agreement_timeout", agreement_timeout, 0, math.inf, low_open=True),
         )
@@ -107,6 +114,11 @@ class Compression(tf.Module):  # type: ignore[misc]
     def decompress(self, tensor: tf.Tensor, ctx: Exchange | None) -> tf.Tensor:
         """Called by Horovod with the reduced tensor; returns the gradient to apply."""
         return tensor if ctx is None else ctx.finish(tensor)
+
+    def count_pass(self, variables: Sequence[Any], gradients: Sequence[Any]) -> None:
+        """Called by ``DistributedOptimizer`` with the gradients of one of several backward passes of a step."""
+        if self._graphs.second_moments is not None:
+            self._graphs.second_moments.count_pass(variables, gradients)
 
     def stats(self) -> Stats:
         """Counts since the start on this rank: in total, of the last step, and per variable; eager.
@@ -131,6 +143,7 @@ class _Graphs:
         takeover: Takeover,
         tensors: list[Tensor],
         progress: tf.Variable,
+        second_moments: SecondMoments | None,
         transport: Transport | None,
         timeout: float,
     ) -> None:
@@ -139,6 +152,7 @@ class _Graphs:
         self._takeover = takeover
         self._by_variable = {id(tensor.variable): tensor for tensor in tensors}
         self._progress = progress
+        self.second_moments = second_moments
         self._transport = transport
         self._timeout = timeout
         self._ordinal = next(_ordinals)
@@ -182,6 +196,8 @@ class _Graphs:
                 hyperparameters=self._takeover.hyperparameters(owner),
                 nesterov=self._takeover.nesterov,
                 loss_scale=loss_scale([*call.holders, self._optimizer]),
+                second_moments=self.second_moments,
+                averaged_passes=next((h.averaged_passes for h in call.holders if hasattr(h, "averaged_passes")), 1),
                 transport=self._transport,
                 ordinal=self._ordinal,
                 one=self._one,

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from horovod_dgc import _checks
 from horovod_dgc.tensorflow import callers
+from horovod_dgc.tensorflow.compression import Compression
 from horovod_dgc.tensorflow.takeover import KERAS_3, become, innermost, raw
 
 ORDER = (
@@ -109,6 +110,11 @@ class _Reducer:
         self._name = options["name"] or f"Distributed{name}"
         self._options = options
 
+    @property
+    def averaged_passes(self) -> int:
+        """Number of backward passes that gradients are the mean of; 1 where they are the sum."""
+        return self.passes if self.average_passes else 1
+
     def reduce(self, gradients: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
         """Gradients reduced over all workers; those of local variables only divided by the number of workers."""
         options = self._options
@@ -152,14 +158,15 @@ class _Reducer:
                 raise ValueError("backward_passes_per_step > 1 needs sparse_as_dense=True for sparse gradients")
             if gradient is not None:
                 total.assign_add(tf.convert_to_tensor(gradient))
+        compression = self._options["compression"]
+        if isinstance(compression, Compression):
+            compression.count_pass(variables, gradients)
         self.counter.assign_add(1)
 
     def take_sums(self, gradients: Sequence[Any]) -> list[Any]:
         """The sums, or means, of the passes, where there are gradients at all."""
-        divisor = self.passes if self.average_passes else 1
-        return [
-            None if gradient is None else total.read_value() / divisor for total, gradient in zip(self._sums, gradients)
-        ]
+        sums = zip(self._sums, gradients)
+        return [None if gradient is None else total.read_value() / self.averaged_passes for total, gradient in sums]
 
     def clear(self) -> None:
         assert self.counter is not None

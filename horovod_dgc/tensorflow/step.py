@@ -13,6 +13,7 @@ import tensorflow as tf
 from horovod_dgc import transport
 from horovod_dgc.method import Method, Plan
 from horovod_dgc.tensorflow.callers import Call
+from horovod_dgc.tensorflow.moments import SecondMoments
 from horovod_dgc.tensorflow.operations import library
 from horovod_dgc.tensorflow.takeover import Hyperparameters
 from horovod_dgc.tensorflow.tensors import Tensor
@@ -74,9 +75,12 @@ class Exchange:
             **self._coding,
         }
         self._opened = tf.zeros(0)
+        self._squares = self._second_moments(unscale)
         count, reduction = self.codec.opening
         if count:
-            opening = library.horovod_dgc_open(*self._inputs, self._opened, self._tensor.state, **self._arithmetic)
+            opening = library.horovod_dgc_open(
+                *self._inputs, self._opened, self._squares, self._tensor.state, **self._arithmetic
+            )
         if reduction == "quantile":
             self.contribution = opening
         elif count:
@@ -99,6 +103,7 @@ class Exchange:
         self.payload, self._stage, self.applied = library.horovod_dgc_propose(
             *self._inputs,
             self._opened,
+            self._squares,
             self._tensor.state,
             sample_ratio=self._plans[0].sample_ratio,
             **self._arithmetic,
@@ -126,6 +131,7 @@ class Exchange:
             tf.ones(1) if self.carried else reduced,
             self._step.loss_scale,
             self._opened,
+            self._squares,
             self._tensor.state,
             kept=self._tensor.kept,
             nesterov=self._step.nesterov,
@@ -136,6 +142,16 @@ class Exchange:
             **self._coding,
         )
         return tf.cast(result, self._gradient.dtype)
+
+    def _second_moments(self, unscale: tf.Tensor) -> tf.Tensor:
+        """The gradient's, in unscaled units, where the codec wants them and they are known; else without elements."""
+        source = self._step.second_moments
+        # By then the backward pass has seen all there is.
+        with tf.control_dependencies([self._gradient]):
+            moments = None if source is None else source.take(self._tensor.variable)
+        if moments is None or not self.codec.wants_squares:
+            return tf.zeros(0)
+        return moments * tf.cast((unscale / self._step.averaged_passes) ** 2, tf.float32)
 
     def _send(self) -> tf.Tensor:
         """Exchange the payload in the way of the current stage; returns what came back, as bytes."""
@@ -188,6 +204,9 @@ class Step:
 
     Args:
         call: the call, with all its gradients.
+        loss_scale: factor that all gradients carry.
+        second_moments: where the gradients' are to be had; None for their own squares.
+        averaged_passes: number of backward passes whose gradients have been averaged, and so divided by it.
         exchanged: position in ``call`` and tensor of each dense gradient that is not empty.
         ordinal: number of the Compression in this process, the same on all ranks.
         one: float32 variable of one element that holds 1.
@@ -204,6 +223,8 @@ class Step:
         hyperparameters: Hyperparameters,
         nesterov: bool,
         loss_scale: tf.Tensor,
+        second_moments: SecondMoments | None,
+        averaged_passes: int,
         transport: Transport | None,
         ordinal: int,
         one: tf.Variable,
@@ -214,6 +235,8 @@ class Step:
         self.call = call
         self.nesterov = nesterov
         self.loss_scale = loss_scale
+        self.second_moments = second_moments
+        self.averaged_passes = averaged_passes
         self.transport = transport
         self.ordinal = ordinal
         self.one = one

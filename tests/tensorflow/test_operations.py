@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from horovod_dgc import _core
+from horovod_dgc import VarianceBased, _core
 from horovod_dgc.coding import Coding
 from horovod_dgc.tensorflow.operations import library
 
 NUMEL, SENT = 3000, 40
 PAYLOADS = 0  # the kind of message
 NOT_OPENED = tf.zeros(0)
+OWN_SQUARES = tf.zeros(0)
 
 
 class Variable:
@@ -28,12 +29,21 @@ class Variable:
         self.counts = tf.Variable(tf.zeros((2, 9), tf.int64))
         self.velocity = tf.Variable(tf.zeros(codec.n))
         self.rate = tf.Variable(0.0)
-        self.kept = ["residual", *(["velocity", "rate"] if corrected else [])]
+        self.memory = tf.Variable(tf.zeros(codec.memory))
+        self.kept = ["residual", *(["velocity", "rate"] if corrected else []), *(["memory"] if codec.memory else [])]
         self.state = [self.counts.handle, *(getattr(self, name).handle for name in self.kept)]
         self.coding = {"codecs": [codec.description] * len(starts), "seed": 0, "number": 0, "rank": 0}
         self.starts = list(starts)
 
-    def propose(self, gradient: Any, *, momentum: float = 0.9, rate: float = 0.1, nesterov: bool = False) -> Any:
+    def propose(
+        self,
+        gradient: Any,
+        *,
+        momentum: float = 0.9,
+        rate: float = 0.1,
+        nesterov: bool = False,
+        squares: Any = OWN_SQUARES,
+    ) -> Any:
         return library.horovod_dgc_propose(
             gradient,
             self.model.handle,
@@ -41,6 +51,7 @@ class Variable:
             tf.constant(momentum, tf.float64),
             tf.constant(rate, tf.float64),
             NOT_OPENED,
+            squares,
             self.state,
             kept=self.kept,
             identity=int(library.horovod_dgc_identity(self.model.handle)),
@@ -61,6 +72,7 @@ class Variable:
             tf.constant([1.0]),
             tf.constant(1.0, tf.float64),
             NOT_OPENED,
+            values.pop("squares", OWN_SQUARES),
             self.state,
             kept=self.kept,
             messages=[PAYLOADS] * len(self.starts),
@@ -99,6 +111,25 @@ def test_steps_equal_the_cores_bit_for_bit(dtype: Any, nesterov: bool) -> None:
             assert np.array_equal(result.numpy(), tf.cast(decoded, dtype).numpy())
             assert ours.residual.numpy().tobytes() == residual.tobytes()
             assert ours.velocity.numpy().tobytes() == velocity.tobytes()
+
+
+def test_second_moments_reach_the_codec() -> None:
+    codec = VarianceBased(alpha=1.0, cap=0.1, values="float32").plan((1, NUMEL)).codec
+    ours = Variable(codec, corrected=False)
+    residual, memory = np.zeros(NUMEL, np.float32), np.zeros(NUMEL, np.float32)
+    payloads = []
+    for step, known in enumerate((True, False, True)):
+        g, squares = gradient(step), tf.square(gradient(step + 10)) / 4 if known else OWN_SQUARES
+        update, given = _core.Update(unscale=0.5), squares.numpy() if known else None
+        expected = _core.propose(codec, update, g.numpy(), residual, memory=memory, squares=given)
+        proposed = ours.propose(g, squares=squares)
+        assert proposed[0].numpy().tobytes() == expected.payload.tobytes()
+        expected.commit(update, g.numpy(), residual, memory=memory, squares=given)
+        ours.finish(g, proposed, proposed[0], squares=squares)
+        assert ours.residual.numpy().tobytes() == residual.tobytes()
+        assert ours.memory.numpy().tobytes() == memory.tobytes()
+        payloads.append(expected.payload.tobytes())
+    assert len(set(payloads)) == 3 and memory.any()
 
 
 def test_velocity_follows_the_learning_rate() -> None:
@@ -173,6 +204,11 @@ def test_errors_say_what_is_wrong() -> None:
     damaged = tf.concat([proposed[0][:-40], tf.fill([40], tf.constant(255, tf.uint8))], 0)
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"payloads\[0\]"):
         ours.finish(gradient(), proposed, damaged)
+    wrong = r"squares has 10 elements; allowed: 3000, or 0 for the gradient's own"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=wrong):
+        ours.propose(gradient(), squares=tf.zeros(10))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=wrong):
+        ours.finish(gradient(), proposed, proposed[0], squares=tf.zeros(10))
     ours.residual = tf.Variable(tf.zeros(7))
     ours.state[1] = ours.residual.handle
     with pytest.raises(tf.errors.InvalidArgumentError, match="residual has 7 elements; allowed: 3000"):
