@@ -55,6 +55,7 @@ namespace dgc {
 using CoderNumbers = std::vector<uint32_t>;
 using CodingFactory = std::shared_ptr<const ValueCoding>(const CoderNumbers& numbers);
 
+CodingFactory make_int8, make_int4;  // see value_coding.h
 CodingFactory make_sign, make_meansign, make_onebit, make_onebitcolumns;
 CodingFactory make_ternary;
 CodingFactory make_qsgd, make_dorefa;
