@@ -3,8 +3,8 @@
 This package imports neither torch, TensorFlow nor Horovod; :mod:`horovod_dgc.torch` is the PyTorch adapter.
 """
 
-from horovod_dgc.method import Method, Plan, State
 from horovod_dgc.methods.adacomp import AdaComp
+from horovod_dgc.methods.base import Method, Plan, State
 from horovod_dgc.methods.casts import BF16, FP16, Int8
 from horovod_dgc.methods.countsketch import CountSketch
 from horovod_dgc.methods.dgc import DGC

@@ -6,8 +6,8 @@ from dataclasses import Field, fields
 from typing import Any
 
 from horovod_dgc import _checks
-from horovod_dgc.method import Method
 from horovod_dgc.methods.adacomp import AdaComp
+from horovod_dgc.methods.base import Method
 from horovod_dgc.methods.casts import BF16, FP16, Int8
 from horovod_dgc.methods.countsketch import CountSketch
 from horovod_dgc.methods.dgc import DGC

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from horovod_dgc.coding import opened_by_quantile
-from horovod_dgc.method import FloatArray, Method, Plan, State
+from horovod_dgc.methods.base import FloatArray, Method, Plan, State
 
 
 def opened(plan: Plan, openings: Sequence[FloatArray | None]) -> list[FloatArray | None]:

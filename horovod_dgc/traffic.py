@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from horovod_dgc.method import Method
+from horovod_dgc.methods.base import Method
 from horovod_dgc.transport import FLOAT32_NBYTES
 
 

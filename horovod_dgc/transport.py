@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, cast
 
 from horovod_dgc import _checks
-from horovod_dgc.method import Plan
+from horovod_dgc.methods.base import Plan
 
 Transport = Literal["gather", "allreduce"]
 FLOAT32_NBYTES = 4

@@ -104,10 +104,12 @@ def plot(found: Found, path: Path) -> None:
     low, high = axes.get_ylim()
     placed: list[tuple[float, float]] = []
     for name, size, accuracy in sorted(points, key=lambda point: point[2]):
-        # A label moves up until no other one is where it would stand.
-        height = accuracy
-        while any(abs(height - h) < (high - low) / 38 and 0.4 < size / s < 2.5 for s, h in placed):
-            height += (high - low) / 76
+        # A label moves up until no other one, and no point to its right, is where it would stand.
+        height, step = accuracy, (high - low) / 76
+        while any(abs(height - h) < 2 * step and 0.4 < size / s < 2.5 for s, h in placed) or any(
+            abs(height - a) < 1.2 * step and 1 < s / size < 2.5 for _, s, a in points
+        ):
+            height += step
         placed.append((size, height))
         arrow = {"arrowstyle": "-", "lw": 0.4, "color": "grey"} if height != accuracy else None
         axes.annotate(

@@ -182,6 +182,28 @@ TEST_P(EveryCodec, WithoutAResidualTheGradientAloneIsSent) {
   }
 }
 
+TEST_P(EveryCodec, EveryInstructionSetDoesTheSame) {
+  Bytes payload;
+  std::vector<float> memory;
+  for (const Kernels* set : available_kernels()) {
+    force_kernels(set);
+    Worker worker(codec, test::normal(codec->n(), 6));
+    for (int step = 0; step < 2; ++step) {
+      worker.open();
+      const Proposal p = worker.propose();
+      worker.commit(p);
+      if (step == 0) continue;
+      if (set == available_kernels().front()) {
+        payload = p.payload;
+        memory = worker.memory;
+      }
+      EXPECT_EQ(p.payload, payload) << set->name;
+      EXPECT_TRUE(test::same_bits(worker.memory, memory)) << set->name;
+    }
+  }
+  force_kernels(nullptr);
+}
+
 TEST_P(EveryCodec, VotesAreTheSignOfTheSum) {
   if (!codec->votes()) GTEST_SKIP() << "sums";
   std::vector<uint8_t> payloads;

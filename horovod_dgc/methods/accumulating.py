@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from horovod_dgc import _checks, _core
-from horovod_dgc.method import Method, Plan
+from horovod_dgc.methods.base import Method, Plan
 
 
 class Accumulating(Method):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from horovod_dgc.coding import every_coordinate
-from horovod_dgc.method import Outputs, Plan
 from horovod_dgc.methods.accumulating import Accumulating
+from horovod_dgc.methods.base import Outputs, Plan
 
 
 class Cast(Accumulating):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from horovod_dgc import _checks
 from horovod_dgc.coding import coordinates, coordinates_to_send
-from horovod_dgc.method import Outputs, Plan
+from horovod_dgc.methods.base import Outputs, Plan
 from horovod_dgc.methods.topk import TopK
 
 # Elements of a tensor that a common threshold is estimated from: the paper's share, but all that a small one has.

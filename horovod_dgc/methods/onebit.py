@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from horovod_dgc.coding import every_coordinate
-from horovod_dgc.method import Outputs, Plan
 from horovod_dgc.methods.accumulating import Accumulating
+from horovod_dgc.methods.base import Outputs, Plan
 
 
 @dataclass(frozen=True)

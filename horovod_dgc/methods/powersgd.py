@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from horovod_dgc import _checks
 from horovod_dgc.coding import codec, every_coordinate
-from horovod_dgc.method import Outputs, Plan
 from horovod_dgc.methods.accumulating import Accumulating
+from horovod_dgc.methods.base import Outputs, Plan
 
 
 @dataclass(frozen=True)

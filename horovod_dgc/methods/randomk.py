@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from horovod_dgc import _checks
 from horovod_dgc.coding import codec, coordinates_to_send
-from horovod_dgc.method import Outputs, Plan
 from horovod_dgc.methods.accumulating import Accumulating
+from horovod_dgc.methods.base import Outputs, Plan
 
 _SUMMABLE = ("float32", "float16")
 

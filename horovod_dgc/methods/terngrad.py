@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from horovod_dgc import _checks
 from horovod_dgc.coding import every_coordinate
-from horovod_dgc.method import Method, Outputs, Plan
+from horovod_dgc.methods.base import Method, Outputs, Plan
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from horovod_dgc import _checks
 from horovod_dgc.coding import INDICES, VALUES, coordinates, coordinates_to_send
-from horovod_dgc.method import Method, Outputs, Plan
+from horovod_dgc.methods.base import Method, Outputs, Plan
 
 _VALUES = ("power4", *VALUES)
 

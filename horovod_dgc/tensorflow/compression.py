@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import horovod_dgc
 from horovod_dgc import _checks, agreement
-from horovod_dgc.method import Method, checked
+from horovod_dgc.methods.base import Method, checked
 from horovod_dgc.stats import Stats, TensorStats
 from horovod_dgc.tensorflow import callers
 from horovod_dgc.tensorflow.callers import Call

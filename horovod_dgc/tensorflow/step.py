@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from horovod_dgc import transport
-from horovod_dgc.method import Method, Plan
+from horovod_dgc.methods.base import Method, Plan
 from horovod_dgc.tensorflow.callers import Call
 from horovod_dgc.tensorflow.moments import SecondMoments
 from horovod_dgc.tensorflow.operations import library
@@ -274,7 +274,7 @@ class Step:
         return [self._clip(tf.sqrt(tf.add_n(squares)) * inverse, limit) * inverse] * len(exchanges)
 
     def _clip(self, norm: tf.Tensor, clip_norm: float) -> tf.Tensor:
-        """:func:`horovod_dgc.method.clip_factor` in operations."""
+        """:func:`horovod_dgc.methods.base.clip_factor` in operations."""
         limit = tf.constant(clip_norm / math.sqrt(self.call.workers), tf.float64)
         clips = tf.math.is_finite(norm) & (norm > limit)
         return tf.where(clips, limit / norm, tf.ones((), tf.float64))

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from horovod_dgc.method import Plan
+from horovod_dgc.methods.base import Plan
 from horovod_dgc.stats import TensorStats
 from horovod_dgc.tensorflow.operations import library
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from horovod_dgc import _core
-from horovod_dgc.method import ByteArray, FloatArray, Plan
+from horovod_dgc.methods.base import ByteArray, FloatArray, Plan
 
 
 class Proposal(Protocol):

@@ -14,7 +14,7 @@ import torch
 
 from horovod_dgc import _checks, agreement, resize
 from horovod_dgc import checkpoint as files
-from horovod_dgc.method import Method
+from horovod_dgc.methods.base import Method
 from horovod_dgc.torch import state as states
 from horovod_dgc.torch.collectives import gather_bytes
 from horovod_dgc.torch.compression import Compression

@@ -14,7 +14,7 @@ import torch
 
 import horovod_dgc
 from horovod_dgc import _checks, agreement
-from horovod_dgc.method import Method, checked
+from horovod_dgc.methods.base import Method, checked
 from horovod_dgc.stats import Stats, TensorStats
 from horovod_dgc.torch import state as states
 from horovod_dgc.torch.backends import Backend, TorchBackend, backend_for

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from horovod_dgc import _core, transport
-from horovod_dgc.method import ByteArray, FloatArray, Plan, clip_factor
+from horovod_dgc.methods.base import ByteArray, FloatArray, Plan, clip_factor
 from horovod_dgc.stats import TensorStats
 from horovod_dgc.torch.backends import Inputs
 from horovod_dgc.torch.tensors import Tensor, flatten

@@ -9,7 +9,7 @@ import torch
 
 import horovod_dgc
 from horovod_dgc import _checks
-from horovod_dgc.method import Method, Plan
+from horovod_dgc.methods.base import Method, Plan
 from horovod_dgc.torch.tensors import Tensor
 
 VERSION = 1

@@ -10,7 +10,7 @@ import horovod.torch as hvd
 import torch
 
 from horovod_dgc.coding import opened_by_quantile
-from horovod_dgc.method import FloatArray, Method, clip_factor
+from horovod_dgc.methods.base import FloatArray, Method, clip_factor
 from horovod_dgc.stats import TensorStats
 from horovod_dgc.torch.exchange import Exchange
 from horovod_dgc.torch.moments import SecondMoments

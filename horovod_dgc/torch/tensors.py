@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from horovod_dgc.method import Plan
+from horovod_dgc.methods.base import Plan
 from horovod_dgc.stats import TensorStats
 from horovod_dgc.torch.backends import Backend
 from horovod_dgc.torch.takeover import Takeover

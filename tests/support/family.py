@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from horovod_dgc import METHODS, exchange, method
-from horovod_dgc.method import FloatArray as Array
-from horovod_dgc.method import Method, Outputs, Plan
+from horovod_dgc.methods.base import FloatArray as Array
+from horovod_dgc.methods.base import Method, Outputs, Plan
 
 # Of the optimizers in these checks, where the method takes momentum over from them.
 MOMENTUM = 0.5
