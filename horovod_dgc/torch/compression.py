@@ -13,7 +13,7 @@ import horovod.torch as hvd
 import torch
 
 import horovod_dgc
-from horovod_dgc import _checks, agreement
+from horovod_dgc import _checks, agreement, sync
 from horovod_dgc.method import Method, checked
 from horovod_dgc.stats import Stats, TensorStats
 from horovod_dgc.torch import state as states
@@ -22,7 +22,7 @@ from horovod_dgc.torch.collectives import gather_bytes
 from horovod_dgc.torch.exchange import Exchange
 from horovod_dgc.torch.step import Step
 from horovod_dgc.torch.takeover import Takeover
-from horovod_dgc.torch.tensors import Tensor
+from horovod_dgc.torch.tensors import Tensor, digest
 from horovod_dgc.transport import forced
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -53,6 +53,9 @@ class Compression:
         backend: "auto" uses the C++ core for host memory and plain torch for other devices; "torch" forces
             plain torch.
         agreement_timeout: seconds that the first step waits for all ranks to compare configurations, > 0.
+        check_sync: every so many exchanges, the first one included, compare digests of all parameters across ranks
+            before anything is sent, and raise the same RuntimeError on all if they differ; 0 for never. Costs a
+            SHA-256 of every parameter and one gather of 8 bytes for each.
 
     Raises:
         ValueError: a wrong option, a parameter of the optimizer without a name, or a name used twice.
@@ -68,6 +71,7 @@ class Compression:
         transport: str = "auto",
         backend: str = "auto",
         agreement_timeout: float = 600.0,
+        check_sync: int = 0,
     ) -> None:
         checked(method)
         if not isinstance(optimizer, torch.optim.Optimizer):
@@ -79,10 +83,12 @@ class Compression:
         self._transport = forced(transport)
         self._plain_torch = _checks.one_of("backend", backend, ("auto", "torch")) == "torch"
         self._timeout = _checks.in_range("agreement_timeout", agreement_timeout, 0, math.inf, low_open=True)
+        self._check_sync = _checks.whole_number("check_sync", check_sync, 0)
         names = _name(optimizer, named_parameters)
         for parameter in names.values():
             method.plan(parameter.shape)
         self._tensors = [Tensor(name, parameter, self._backend(parameter)) for name, parameter in sorted(names.items())]
+        self._model_order = list(names)
         self._by_parameter = {id(tensor.parameter): tensor for tensor in self._tensors}
         self._following: dict[int, Tensor] = {}
         self._previous: Tensor | None = None
@@ -277,6 +283,8 @@ class Compression:
         owner, _ = self._calling_optimizer()
         self._own(owner)
         assert self._takeover is not None
+        if self._check_sync and self._exchanges % self._check_sync == 0:
+            self._require_sync(owner.process_set)
         scale = float(self._grad_scaler.get_scale()) if self._grad_scaler is not None else 1.0
         return Step(
             method=self.method,
@@ -288,6 +296,14 @@ class Compression:
             expected=len(owner._requires_update),
             token_count=len(self._tensors),
         )
+
+    def _require_sync(self, members: Any) -> None:
+        """Raise unless the ranks' parameters are the same, as they must be before a step's gradients are exchanged."""
+        digests = gather_bytes(
+            b"".join(digest(tensor.parameter) for tensor in self._tensors), sync.NAME, members, math.inf
+        )
+        names = [tensor.name for tensor in self._tensors]
+        sync.require(names, digests, agreement.ranks_of(members), self._exchanges, order=self._model_order)
 
     def _own(self, owner: Any) -> None:
         if owner is self._owner and not self._unproven:
@@ -335,7 +351,7 @@ class Compression:
         lines = [
             f"horovod_dgc {horovod_dgc.__version__}",
             f"method {self.method.configuration()}",
-            f"transport {self._transport or 'auto'}, {scaled} grad_scaler",
+            f"transport {self._transport or 'auto'}, {scaled} grad_scaler, check_sync {self._check_sync}",
             f"optimizer {type(owner).__name__}, momentum corrected: {takeover.momentum}",
             f"exchanges done: {self._exchanges}",
         ]
@@ -350,7 +366,7 @@ class Compression:
 def _name(
     optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, torch.nn.Parameter]] | None
 ) -> dict[str, torch.nn.Parameter]:
-    """Name of every parameter of the optimizer, checked."""
+    """Name of every parameter of the optimizer, in the order given, checked."""
     groups = [group["params"] for group in optimizer.param_groups]
     in_optimizer = {id(p): p for params in groups for p in params}
     if named_parameters is None:
@@ -381,4 +397,5 @@ def _name(
     by_id: dict[int, str] = {}
     for name in sorted(names):
         by_id.setdefault(id(names[name]), name)
-    return {name: names[name] for name in by_id.values()}
+    used = set(by_id.values())
+    return {name: parameter for name, parameter in names.items() if name in used}
