@@ -20,6 +20,7 @@ from horovod_dgc.torch import state as states
 from horovod_dgc.torch.backends import Backend, TorchBackend, backend_for
 from horovod_dgc.torch.collectives import gather_bytes
 from horovod_dgc.torch.exchange import Exchange
+from horovod_dgc.torch.state import Loaded
 from horovod_dgc.torch.step import Step
 from horovod_dgc.torch.takeover import Takeover
 from horovod_dgc.torch.tensors import Tensor, digest
@@ -102,6 +103,9 @@ class Compression:
         # State that has been loaded, and not yet compared with the optimizer's and with the other ranks'.
         self._unproven = False
         self._exchanges = 0
+        # In elastic jobs: what fits the state to the ranks that are there, and the squared norms of what was lost.
+        self._follow: Callable[[], None] | None = None
+        self._lost: list[float] = []
         self._totals = TensorStats()
         self._last = TensorStats()
 
@@ -149,7 +153,8 @@ class Compression:
         """
         tensors = {tensor.name: tensor.measured() for tensor in self._tensors}
         self._totals.residual_norm = math.sqrt(sum(t.residual_norm**2 for t in tensors.values()))
-        return Stats(dataclasses.replace(self._totals), dataclasses.replace(self._last), tensors)
+        totals, last = dataclasses.replace(self._totals), dataclasses.replace(self._last)
+        return Stats(totals, last, tensors, len(self._lost), math.sqrt(sum(self._lost)))
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's state: all that a resumed job needs beside the model, the optimizer and its schedules.
@@ -216,14 +221,22 @@ class Compression:
         def put() -> None:
             if self._step is not None and not self._step.sealed:
                 self._step.given_up = True
-            for entry in loaded:
-                entry.tensor.replace(entry.residual, entry.velocity, entry.stepped)
-            self._exchanges = state["exchanges"]
-            self._reduction = None if empty else state["reduction"]
-            self._process_set = process_set
-            self._unproven = True
+            self._put(loaded, state["exchanges"], None if empty else state["reduction"], process_set)
 
         return put
+
+    def _go_on(self, loaded: Iterable[Loaded], exchanges: int, reduction: str | None, process_set: Any) -> None:
+        """Go on in an elastic job. Collectives of a step under way went with the job before, so nobody waits."""
+        self._step = None
+        self._put(loaded, exchanges, reduction, process_set)
+
+    def _put(self, loaded: Iterable[Loaded], exchanges: int, reduction: str | None, process_set: Any) -> None:
+        for entry in loaded:
+            entry.tensor.replace(entry.residual, entry.velocity, entry.stepped)
+        self._exchanges = exchanges
+        self._reduction = reduction
+        self._process_set = process_set
+        self._unproven = True
 
     def _members(self, process_set: Any) -> Any:
         """The process set that is meant, as far as is known before the first exchange."""
@@ -281,6 +294,8 @@ class Compression:
 
     def _begin(self) -> Step:
         owner, _ = self._calling_optimizer()
+        if self._follow is not None:
+            self._follow()
         self._own(owner)
         assert self._takeover is not None
         if self._check_sync and self._exchanges % self._check_sync == 0:

@@ -13,8 +13,9 @@ from launch import run
 HERE = Path(__file__).parent
 STEPS = int(os.environ.get("SOAK_STEPS", "250"))
 TIMEOUT_SECONDS = 180 + STEPS
-# What the allocator and Horovod's buffers may still take after the warm-up; a leak of one tensor a step is far more.
-GROWTH_MIB = 6.0
+# Memory from step 150 on. The second term is for a growth of about 3 kB a step whose cause is not known; see
+# docs/reliability.md. A leak of one tensor a step is far more than both.
+GROWTH_MIB = 4 + 4 / 1024 * STEPS
 
 
 @pytest.mark.parametrize(("launcher", "ranks"), [("horovodrun", 2), ("mpirun", 3)])
@@ -27,6 +28,8 @@ def test_soak(launcher: str, ranks: int, tmp_path: Path) -> None:
     assert finished.returncode == 0, finished.output[-6000:]
     figures = json.loads(result.read_text())
     for rank, of_rank in enumerate(figures):
-        rounded = {name: round(value, 1) for name, value in of_rank.items()}
-        print(f"{launcher} -np {ranks}, rank {rank}: {rounded}", file=sys.stderr)
-        assert of_rank["peak"] - of_rank["warm"] < GROWTH_MIB, rounded
+        warm = of_rank["rss"][2]
+        peak = max(of_rank["rss"])
+        what = f"{launcher} -np {ranks}, rank {rank}: {STEPS} steps, {of_rank['seconds']:.0f} s, {warm:.1f} MiB"
+        print(f"{what}, at most {peak:.1f}", file=sys.stderr)
+        assert peak - warm < GROWTH_MIB, f"{what}, then {[round(size, 1) for size in of_rank['rss']]}"
