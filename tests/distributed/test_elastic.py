@@ -32,7 +32,7 @@ def run_elastic(folder: Path, op: str, hosts: list[str], then: list[str], victim
         **os.environ,
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent / "support")]),
-        "HOROVOD_GLOO_TIMEOUT_SECONDS": "10",
+        "HOROVOD_GLOO_TIMEOUT_SECONDS": "20",
         "OMP_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
     }
