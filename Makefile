@@ -41,7 +41,7 @@ define fuzz
 endef
 
 .PHONY: help env env-tf215 demo demo-tensorflow test test-quick test-tf215 lint cpp-test cpp-test-asan cpp-test-tsan \
-  fuzz fuzz-quick soak bench clean
+  fuzz fuzz-quick soak bench bench-family clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -96,9 +96,14 @@ soak: env ## Thousands of steps with random sizes, gradients and densities (SOAK
 
 bench: env ## Every benchmark of benchmarks/, one after the other; wants an otherwise idle machine
 	$(call cpp_build,cpp-bench,-DDGC_BENCHMARKS=ON)
-	build/cpp-bench/passes_benchmark --benchmark_repetitions=15 --benchmark_enable_random_interleaving=true \
-	  --benchmark_report_aggregates_only=true
+	@for benchmark in passes quantisers; do \
+	  build/cpp-bench/$${benchmark}_benchmark --benchmark_repetitions=15 \
+	    --benchmark_enable_random_interleaving=true --benchmark_report_aggregates_only=true; \
+	done
 	@for benchmark in benchmarks/[a-z]*.py; do $(IN_VENV) $(BIN)/python "$$benchmark"; done
+
+bench-family: env ## Compare all methods and write table and plot into docs/methods; goes on where it was stopped
+	$(IN_VENV) $(BIN)/python benchmarks/family.py --docs docs/methods
 
 clean: ## Remove what builds and tests leave in the tree, except .venv and .venv-tf215
 	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis horovod_dgc/*.so horovod_dgc/*/*.so

@@ -10,7 +10,7 @@ from setuptools import Extension, setup
 
 # Contraction to fused multiply-adds would let two passes over the same arrays compute different bits.
 FLAGS = ["-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread"]
-CORE = sorted(path.as_posix() for path in Path("csrc").glob("*.cc") if path.name != "binding.cc")
+CORE = sorted(path.as_posix() for path in Path("csrc").glob("*.cc"))
 HEADERS = sorted(path.as_posix() for path in Path("csrc").rglob("*.h"))
 
 ParallelCompile("NPY_NUM_BUILD_JOBS", default=2).install()
@@ -64,7 +64,7 @@ OPERATIONS = "horovod_dgc.tensorflow._operations"
 extensions = [
     Pybind11Extension(
         "horovod_dgc._core",
-        [*CORE, "csrc/binding.cc"],
+        [*CORE, *sorted(path.as_posix() for path in Path("csrc/python").glob("*.cc"))],
         depends=HEADERS,
         include_dirs=["csrc"],
         cxx_std=17,

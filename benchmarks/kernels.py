@@ -93,7 +93,7 @@ class Bench:
 
     def gathered(self, workers: int) -> np.ndarray:
         """Payloads whose coordinates were drawn at random, worker by worker."""
-        layout = self.plan.layout
+        layout = self.plan.codec.layout
         rows = []
         for worker in range(workers):
             drawn = np.random.default_rng(worker).choice(layout.n, 2 * layout.k)
@@ -114,20 +114,20 @@ class Bench:
         self.method.encode(self.g, self.state, momentum=MOMENTUM, threads=threads)
 
     def encode_finite(self, threads: int) -> None:
-        layout, ratio = self.plan.layout, self.plan.sample_ratio
+        codec, ratio = self.plan.codec, self.plan.sample_ratio
         arrays = (self.g, self.v, self.u)
-        _core.encode(layout, self.update, *arrays, sample_ratio=ratio, threads=threads, assume_finite=True)
+        _core.encode(codec, self.update, *arrays, sample_ratio=ratio, threads=threads, assume_finite=True)
 
     def propose(self, threads: int) -> Any:
         ratio = self.plan.sample_ratio
-        return _core.propose(self.plan.layout, self.update, self.g, self.v, self.u, sample_ratio=ratio, threads=threads)
+        return _core.propose(self.plan.codec, self.update, self.g, self.v, self.u, sample_ratio=ratio, threads=threads)
 
     def commit(self, threads: int, proposal: Any = None) -> None:
         proposal = self.proposal if proposal is None else proposal
         proposal.commit(self.update, self.g, self.v, self.u, zero_grad=True, threads=threads)
 
     def decode(self, workers: int, threads: int) -> None:
-        self.plan.layout.decode_add(self.payloads[workers], self.g, scale=1 / workers, threads=threads)
+        self.plan.codec.decode_add(self.payloads[workers], self.g, scale=1 / workers, threads=threads)
 
     def both_ways(self, workers: int, threads: int) -> None:
         self.commit(threads, self.propose(threads))

@@ -21,7 +21,7 @@ struct Arrays {
   Scalar grad_type = Scalar::float32;
   const void* weights = nullptr;  // null: no weight decay
   Scalar weights_type = Scalar::float32;
-  float* residual = nullptr;  // written only by encode and commit
+  float* residual = nullptr;  // null: nothing is kept; written only by encode and commit
   float* velocity = nullptr;  // null: no momentum correction; written only by encode and commit
 };
 

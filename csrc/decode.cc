@@ -47,28 +47,33 @@ void add_dense(const Layout& layout, const uint8_t* payloads, size_t count, floa
   }
 }
 
-size_t useful_threads(const Layout& layout, size_t count, int threads) {
-  const size_t useful = 1 + layout.k() * count / kCoordinatesPerThread;
-  return std::min(static_cast<size_t>(std::max(1, threads)), useful);
+size_t useful_threads(size_t coordinates, int threads) {
+  return std::min(static_cast<size_t>(std::max(1, threads)), 1 + coordinates / kCoordinatesPerThread);
 }
 
 }  // namespace
 
-void validate(const Layout& layout, const uint8_t* payloads, size_t count, int threads) {
+void validate_each(size_t count, size_t coordinates, int threads,
+                   const std::function<std::string(size_t)>& check) {
   std::vector<std::string> wrong(count);
-  const size_t workers = std::min(std::max<size_t>(1, count), useful_threads(layout, count, threads));
+  const size_t workers = std::min(std::max<size_t>(1, count), useful_threads(coordinates, threads));
   run_parallel(workers, [&](size_t worker) {
-    for (size_t p = worker; p < count; p += workers) wrong[p] = layout.check(payloads + p * layout.nbytes());
+    for (size_t p = worker; p < count; p += workers) wrong[p] = check(p);
   });
   for (size_t p = 0; p < count; ++p) {
     if (!wrong[p].empty()) throw std::invalid_argument("payloads[" + std::to_string(p) + "]: " + wrong[p]);
   }
 }
 
+void validate(const Layout& layout, const uint8_t* payloads, size_t count, int threads) {
+  validate_each(count, layout.k() * count, threads,
+                [&](size_t p) { return layout.check(payloads + p * layout.nbytes()); });
+}
+
 void add_valid(const Layout& layout, const uint8_t* payloads, size_t count, float* out, float scale,
                int threads) {
   const std::vector<Range> ranges =
-      split(layout.n(), static_cast<int>(useful_threads(layout, count, threads)), 1);
+      split(layout.n(), static_cast<int>(useful_threads(layout.k() * count, threads)), 1);
   run_parallel(ranges.size(), [&](size_t i) {
     (layout.dense() ? add_dense : add_sparse)(layout, payloads, count, out, scale, ranges[i]);
   });

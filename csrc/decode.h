@@ -3,10 +3,17 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <string>
 
 #include "layout.h"
 
 namespace dgc {
+
+// check(p) for each of `count` payloads of so many coordinates in all. Throws std::invalid_argument naming the
+// first payload for which the answer is not empty, and the answer.
+void validate_each(size_t count, size_t coordinates, int threads,
+                   const std::function<std::string(size_t)>& check);
 
 // Throws std::invalid_argument naming the first payload that is malformed and what is wrong with it.
 // payloads: count * layout.nbytes() bytes.

@@ -3,23 +3,10 @@
 #include <atomic>
 
 #include "half.h"
-
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-#define DGC_X86 1
-#else
-#define DGC_X86 0
-#endif
-
-#if defined(__GNUC__) || defined(__clang__)
-#define DGC_INLINE inline __attribute__((always_inline))
-#else
-#define DGC_INLINE inline
-#endif
+#include "instruction_sets.h"
 
 namespace dgc {
 namespace {
-
-// No lambdas below: a lambda does not inherit the target attribute of the function around it.
 
 template <Memory kMemory, bool kWeights, bool kApply>
 DGC_INLINE int32_t update_block(const Coefficients& c, const float* __restrict grad,
@@ -146,12 +133,7 @@ DGC_INLINE void widen_bfloat16(const uint16_t* __restrict in, float* __restrict 
                          from_bfloat16};                                                                    \
   }
 
-DGC_DEFINE_KERNELS(portable, )
-#if DGC_X86
-DGC_DEFINE_KERNELS(avx2, __attribute__((target("avx2"))))
-DGC_DEFINE_KERNELS(avx512,
-                   __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512"))))
-#endif
+DGC_INSTRUCTION_SETS(DGC_DEFINE_KERNELS)
 
 std::atomic<const Kernels*> forced{nullptr};
 

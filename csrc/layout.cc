@@ -13,7 +13,7 @@ namespace {
 
 }  // namespace
 
-Layout::Layout(size_t n, size_t k, IndexCoder indices, ValueCoder values)
+Layout::Layout(size_t n, size_t k, IndexCoder indices, const ValueCoder& values)
     : n_(n), k_(k), indices_(indices), values_(values), value_bytes_(value_bytes(values, k)) {
   const size_t limit = size_t{1} << (indices == IndexCoder::int32 ? 31 : 32);
   if (n >= limit) refuse("n", n, "0 to " + std::to_string(limit - 1) + " with these indices");
@@ -25,10 +25,11 @@ Layout::Layout(size_t n, size_t k, IndexCoder indices, ValueCoder values)
   }
 }
 
-void Layout::pack(const uint32_t* indices, const float* values, uint8_t* payload, float* sent) const {
+void Layout::pack(const uint32_t* indices, const float* values, uint8_t* payload, float* sent,
+                  Key key, int threads) const {
   uint8_t* index_bytes = payload + value_bytes_;
   if (dense() || indices_ != IndexCoder::runlength16 || !needs_fillers(k_, indices)) {
-    encode_values(values_, values, k_, payload, sent);
+    encode_values(values_, values, k_, payload, sent, key, threads);
     encode_indices(indices_, n_, k_, indices, index_bytes);
     return;
   }
@@ -37,7 +38,7 @@ void Layout::pack(const uint32_t* indices, const float* values, uint8_t* payload
   for (size_t j = 0; j < k_; ++j) {
     if (slots.sources[j] != RunSlots::kFiller) slot_values[j] = values[slots.sources[j]];
   }
-  encode_values(values_, slot_values.data(), k_, payload, slot_values.data());
+  encode_values(values_, slot_values.data(), k_, payload, slot_values.data(), key, threads);
   encode_indices(indices_, n_, k_, slots.indices.data(), index_bytes);
   for (size_t j = 0; j < k_; ++j) sent[j] = 0.0f;
   for (size_t j = 0; j < k_; ++j) {

@@ -17,12 +17,12 @@ class Layout {
   // n elements, 0 <= n < 2^32 (int32: 2^31), of which k are sent, 1 <= k <= n (n == 0: k == 0).
   // runlength16 also needs k >= ceil(n / 65536) unless k == n: with less, a single far coordinate is out of
   // reach. Throws std::invalid_argument naming the argument, its value and what is allowed.
-  Layout(size_t n, size_t k, IndexCoder indices, ValueCoder values);
+  Layout(size_t n, size_t k, IndexCoder indices, const ValueCoder& values);
 
   size_t n() const { return n_; }
   size_t k() const { return k_; }
   IndexCoder indices() const { return indices_; }
-  ValueCoder values() const { return values_; }
+  const ValueCoder& values() const { return values_; }
   size_t nbytes() const { return value_bytes_ + index_bytes(indices_, n_, k_); }
   bool dense() const { return k_ == n_; }
 
@@ -34,8 +34,10 @@ class Layout {
 
   // Writes nbytes() bytes to payload and k floats to sent: what decoding adds at each given coordinate (0 at
   // one that gave its slot to a filler of runlength16). indices: k, strictly increasing, below n; null if
-  // dense(). sent may be values.
-  void pack(const uint32_t* indices, const float* values, uint8_t* payload, float* sent) const;
+  // dense(). sent may be values. key: for value coders that round at random. The result does not depend on
+  // `threads`.
+  void pack(const uint32_t* indices, const float* values, uint8_t* payload, float* sent, Key key = {},
+            int threads = 1) const;
 
   // The k coordinates and values of a payload that check() has passed.
   void unpack(const uint8_t* payload, uint32_t* indices, float* values) const;
@@ -43,8 +45,8 @@ class Layout {
   // Empty if nbytes() bytes are a payload, else what is wrong with them.
   std::string check(const uint8_t* payload) const;
 
-  // A valid payload whose first k coordinates hold NaN: tells every rank that this one's gradient was not
-  // finite.
+  // A valid payload of the first k coordinates, some of which hold NaN: tells every rank that this one's
+  // gradient was not finite.
   std::vector<uint8_t> poison() const;
 
  private:

@@ -7,6 +7,18 @@
 
 namespace dgc {
 
+std::vector<Range> split_units(size_t n, int threads, size_t grain) {
+  const size_t most = std::max<size_t>(1, n / std::max<size_t>(1, grain));
+  const size_t parts = std::min(static_cast<size_t>(std::max(1, threads)), most);
+  std::vector<Range> ranges;
+  for (size_t i = 0; i < parts; ++i) {
+    const size_t begin = n * i / parts;
+    const size_t end = n * (i + 1) / parts;
+    if (begin < end || ranges.empty()) ranges.push_back({begin, end});
+  }
+  return ranges;
+}
+
 std::vector<Range> split(size_t n, int threads, size_t grain) {
   constexpr size_t kUnit = 64;
   const size_t most = std::max<size_t>(1, n / std::max<size_t>(1, grain));

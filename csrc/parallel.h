@@ -17,6 +17,9 @@ struct Range {
 // n == 0.
 std::vector<Range> split(size_t n, int threads, size_t grain);
 
+// The same with boundaries anywhere: for n units of work that are not single elements.
+std::vector<Range> split_units(size_t n, int threads, size_t grain);
+
 // work(i) for every i in [0, count), each on a thread of its own, the last on the caller's.
 // Returns when all have ended; rethrows one of the exceptions, if any.
 void run_parallel(size_t count, const std::function<void(size_t)>& work);

@@ -32,9 +32,12 @@ void Pass::update_tile(size_t first, size_t count, float* values, int32_t* maxim
   const float* grad = as_float32(kernels, a.grad, a.grad_type, first, count, grad_buffer);
   const float* weights = as_float32(kernels, a.weights, a.weights_type, first, count, weights_buffer);
   float* velocity = a.velocity ? a.velocity + first : nullptr;
+  float nothing[kTile];  // stands in for the residual of a method that keeps none
+  if (!a.residual) std::fill(nothing, nothing + count, 0.0f);
+  float* residual = a.residual ? a.residual + first : nothing;
   const auto& table = values ? kernels.preview : kernels.apply;
-  table[static_cast<int>(memory)][weights != nullptr](coefficients, grad, weights, velocity,
-                                                      a.residual + first, values, maxima, count);
+  table[static_cast<int>(memory)][weights != nullptr](coefficients, grad, weights, velocity, residual, values,
+                                                      maxima, count);
 }
 
 void Pass::zero(size_t first, size_t count) const {
@@ -90,7 +93,7 @@ void Pass::commit(size_t begin, size_t end, const uint32_t* indices, const float
     // Done per tile, while it is in the cache.
     for (; j < k && (indices ? indices[j] : j) < first + count; ++j) {
       const size_t i = indices ? indices[j] : j;
-      arrays.residual[i] -= sent[j];
+      if (arrays.residual) arrays.residual[i] -= sent[j];
       if (mask && arrays.velocity && sent[j] != 0.0f) arrays.velocity[i] = 0.0f;
     }
   }

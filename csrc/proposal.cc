@@ -5,7 +5,6 @@
 #include <cmath>
 #include <functional>
 #include <limits>
-#include <numeric>
 #include <utility>
 
 #include "norms.h"
@@ -45,42 +44,58 @@ bool collect(size_t n, size_t k, int32_t threshold, int threads, const Scan& sca
   return finite;
 }
 
-Proposal poisoned(const Layout& layout) {
-  Proposal p{layout, false, layout.poison(), {}, {}};
-  p.sent.assign(layout.k(), std::numeric_limits<float>::quiet_NaN());
-  if (!layout.dense()) {
-    p.indices.resize(layout.k());
-    std::iota(p.indices.begin(), p.indices.end(), 0u);
-  }
-  return p;
-}
-
-Proposal packed(const Layout& layout, const uint32_t* indices, const float* values) {
-  Proposal p{layout, true, {}, {}, {}};
-  p.payload.resize(layout.nbytes());
-  p.sent.resize(layout.k());
-  layout.pack(indices, values, p.payload.data(), p.sent.data());
-  return p;
-}
-
 // The best k among all coordinates: `scan` offers those above a guessed threshold, and if they are too few
 // `rescan` offers everything to a list that raises its own threshold.
-Proposal select(const Layout& layout, const Pass& pass, const Options& options, const Scan& scan,
-                const Scan& rescan, std::vector<float>* values) {
-  const size_t n = layout.n();
-  const size_t k = layout.k();
+Proposal select(const Codec& codec, const Pass& pass, const Options& options, const Context& context,
+                const Scan& scan, const Scan& rescan, std::vector<float>* values) {
+  const size_t n = codec.n();
+  const size_t k = codec.sent();
   const int32_t guess =
       guess_threshold(pass.kernels, pass.arrays, pass.coefficients, pass.memory, k, options.sample_ratio);
   CandidateList list(k, 0, kEverything);
-  if (!collect(n, k, guess, options.threads, scan, &list)) return poisoned(layout);
-  if (list.size() < k && !collect(n, k, kEverything, options.threads, rescan, &list)) return poisoned(layout);
+  if (!collect(n, k, guess, options.threads, scan, &list)) return codec.poisoned();
+  if (list.size() < k && !collect(n, k, kEverything, options.threads, rescan, &list)) return codec.poisoned();
   list.trim();
   *values = list.take_values();
-  std::vector<uint32_t> indices = list.take_indices();
-  Proposal p = packed(layout, indices.data(), values->data());
-  p.indices = std::move(indices);
-  return p;
+  return packed(*codec.fused(), values->data(), list.take_indices(), context);
 }
+
+// v' of all coordinates. False if one is not finite.
+bool accumulated(const Pass& pass, int threads, std::vector<float>* values) {
+  values->resize(pass.arrays.n);
+  return all_ranges(values->size(), threads, [&](size_t begin, size_t end) {
+    return pass.preview(begin, end, nullptr, values->data());
+  });
+}
+
+// The context with what follows from the arrays: the residual, and this step's second moments where they are
+// wanted and not given: the gradient's squares, one sample a step.
+class Completed {
+ public:
+  Completed(const Codec& codec, const Update& update, const Arrays& a, int threads, const Context& given)
+      : context(given) {
+    context.residual = a.residual;
+    context.threads = threads;
+    if (!codec.wants_squares() || context.squares) return;
+    squares_.resize(a.n);
+    float buffer[kTile];
+    const float unscale = static_cast<float>(update.unscale);
+    for (size_t first = 0; first < a.n; first += kTile) {
+      const size_t count = std::min(kTile, a.n - first);
+      const float* grad = as_float32(kernels(), a.grad, a.grad_type, first, count, buffer);
+      for (size_t i = 0; i < count; ++i) {
+        const float g = grad[i] * unscale;
+        squares_[first + i] = g * g;
+      }
+    }
+    context.squares = squares_.data();
+  }
+
+  Context context;
+
+ private:
+  std::vector<float> squares_;
+};
 
 // Bound of |ghat| over all elements.
 double gradient_bound(const Arrays& a, const Update& update, int threads) {
@@ -95,61 +110,72 @@ double gradient_bound(const Arrays& a, const Update& update, int threads) {
 
 }  // namespace
 
-void Proposal::masked(float* out) const {
-  if (layout.dense()) {
-    std::copy(sent.begin(), sent.end(), out);
-    return;
+bool open(const Codec& codec, const Update& update, const Arrays& a, const Options& options, Context context,
+          float* out) {
+  const Pass pass(kernels(), a, update);
+  std::vector<float> values;
+  if (!accumulated(pass, options.threads, &values)) {
+    std::fill(out, out + codec.opening().count, std::numeric_limits<float>::quiet_NaN());
+    return false;
   }
-  std::fill(out, out + layout.n(), 0.0f);
-  for (size_t j = 0; j < sent.size(); ++j) out[indices[j]] = sent[j];
+  const Completed completed(codec, update, a, options.threads, context);
+  codec.open(values.data(), completed.context, out);
+  return true;
 }
 
-Proposal propose(const Layout& layout, const Update& update, const Arrays& a, const Options& options) {
+Proposal propose(const Codec& codec, const Update& update, const Arrays& a, const Options& options,
+                 Context context) {
   const Pass pass(kernels(), a, update);
-  if (layout.dense()) {
-    std::vector<float> values(layout.n());
-    const bool finite = all_ranges(a.n, options.threads, [&](size_t begin, size_t end) {
-      return pass.preview(begin, end, nullptr, values.data());
-    });
-    return finite ? packed(layout, nullptr, values.data()) : poisoned(layout);
+  const Layout* layout = codec.fused();
+  std::vector<float> values;
+  if (layout == nullptr || layout->dense()) {
+    if (!accumulated(pass, options.threads, &values)) return codec.poisoned();
+    return codec.code(values.data(), Completed(codec, update, a, options.threads, context).context);
   }
   const Scan scan = [&](size_t begin, size_t end, CandidateList* list) {
     return pass.preview(begin, end, list, nullptr);
   };
-  std::vector<float> values;
-  return select(layout, pass, options, scan, scan, &values);
+  context.threads = options.threads;
+  return select(codec, pass, options, context, scan, scan, &values);
 }
 
-void commit(const Proposal& proposal, const Update& update, const Arrays& a, const Options& options) {
+void commit(const Codec& codec, const Proposal& proposal, const Update& update, const Arrays& a,
+            const Options& options, Context context, float* memory) {
   const Pass pass(kernels(), a, update);
-  const Layout& layout = proposal.layout;
+  // What a codec settles may need the gradient, which the pass can leave zeroed.
+  const Completed completed(codec, update, a, options.threads, context);
   const std::vector<Range> ranges = split(a.n, options.threads, kGrain);
   run_parallel(ranges.size(), [&](size_t i) {
-    pass.commit(ranges[i].begin, ranges[i].end, layout.dense() ? nullptr : proposal.indices.data(),
-                proposal.sent.data(), layout.k(), options.mask_velocity && !layout.dense(),
+    pass.commit(ranges[i].begin, ranges[i].end, proposal.dense ? nullptr : proposal.indices.data(),
+                proposal.sent.data(), proposal.sent.size(), options.mask_velocity && !proposal.dense,
                 options.zero_grad);
   });
+  if (memory) codec.settle(proposal, a.residual, completed.context, memory);
 }
 
-Proposal encode(const Layout& layout, const Update& update, const Arrays& a, const Options& options) {
+Proposal encode(const Codec& codec, const Update& update, const Arrays& a, const Options& options,
+                Context context, float* memory) {
   // Far from overflow, a look at the gradient is enough to know that the step is finite. Everything else, NaN
   // included, goes through the transaction.
   constexpr double kSafe = 1152921504606846976.0;  // 2^60
-  if (!options.assume_finite && !(gradient_bound(a, update, options.threads) < kSafe)) {
-    Proposal p = propose(layout, update, a, options);
-    if (p.finite) commit(p, update, a, options);
+  const Layout* layout = codec.fused();
+  const bool one_pass = layout != nullptr && a.residual != nullptr;
+  if (!one_pass || (!options.assume_finite && !(gradient_bound(a, update, options.threads) < kSafe))) {
+    Proposal p = propose(codec, update, a, options, context);
+    if (p.finite) commit(codec, p, update, a, options, context, memory);
     return p;
   }
+  context.threads = options.threads;
   const Pass pass(kernels(), a, update);
   const Scan scan = [&](size_t begin, size_t end, CandidateList* list) {
     return pass.apply(begin, end, list, options.zero_grad);
   };
-  if (layout.dense()) {
+  if (layout->dense()) {
     if (!all_ranges(a.n, options.threads,
                     [&](size_t begin, size_t end) { return scan(begin, end, nullptr); })) {
-      return poisoned(layout);
+      return codec.poisoned();
     }
-    Proposal p = packed(layout, nullptr, a.residual);
+    Proposal p = packed(*layout, a.residual, {}, context);
     for (size_t i = 0; i < a.n; ++i) a.residual[i] -= p.sent[i];
     return p;
   }
@@ -157,12 +183,12 @@ Proposal encode(const Layout& layout, const Update& update, const Arrays& a, con
     return pass.rescan(begin, end, list);
   };
   std::vector<float> values;
-  Proposal p = select(layout, pass, options, scan, rescan, &values);
+  Proposal p = select(codec, pass, options, context, scan, rescan, &values);
   if (!p.finite) return p;
   const bool mask = options.mask_velocity && a.velocity != nullptr;
   constexpr size_t kAhead = 16;
-  for (size_t j = 0; j < layout.k(); ++j) {
-    if (j + kAhead < layout.k()) {
+  for (size_t j = 0; j < p.indices.size(); ++j) {
+    if (j + kAhead < p.indices.size()) {
       __builtin_prefetch(a.residual + p.indices[j + kAhead], 1);
       if (mask) __builtin_prefetch(a.velocity + p.indices[j + kAhead], 1);
     }

@@ -5,25 +5,12 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
-#include <vector>
 
 #include "arrays.h"
-#include "layout.h"
+#include "codec.h"
 #include "update.h"
 
 namespace dgc {
-
-struct Proposal {
-  Layout layout;
-  bool finite;  // false: v' (update.h) is not finite somewhere; the payload is layout.poison()
-  std::vector<uint8_t> payload;   // layout.nbytes()
-  std::vector<uint32_t> indices;  // the k selected coordinates, strictly increasing; empty if layout.dense()
-  std::vector<float> sent;        // k: what decoding the payload adds there; NaN if not finite
-
-  // out (layout.n() floats) = 0, then sent at the selected coordinates.
-  void masked(float* out) const;
-};
 
 struct Options {
   double sample_ratio = 0.01;  // share of the elements sampled for the threshold; affects speed only
@@ -33,20 +20,29 @@ struct Options {
   bool assume_finite = false;  // encode only: do not look for infinities and NaN beforehand
 };
 
-// Exactly the k coordinates of largest |v'|, ties to the lower index. Reads the arrays, writes none of them.
-// Uses options.sample_ratio and options.threads. a.n == layout.n().
-Proposal propose(const Layout& layout, const Update& update, const Arrays& a, const Options& options);
+// This worker's part of the opening round: out, codec.opening().count floats. Reads the arrays, writes none of
+// them. False, and out is NaN, if v' is not finite somewhere.
+bool open(const Codec& codec, const Update& update, const Arrays& a, const Options& options, Context context,
+          float* out);
+
+// What the codec makes of v'; the k largest are exact, ties go to the lower index. Reads the arrays, writes none
+// of them. Uses options.sample_ratio and options.threads. a.n == codec.n().
+Proposal propose(const Codec& codec, const Update& update, const Arrays& a, const Options& options,
+                 Context context = {});
 
 // Applies a finite proposal that was made from these very arrays and this update: velocity = u',
-// residual = v' - sent, and, with mask_velocity and k < n, velocity = 0 where sent is not 0.
-void commit(const Proposal& proposal, const Update& update, const Arrays& a, const Options& options);
+// residual = v' - sent, and, with mask_velocity and where not all is sent, velocity = 0 where sent is not 0.
+// memory: the codec's, changed as the codec settles it; may be null if it has none.
+void commit(const Codec& codec, const Proposal& proposal, const Update& update, const Arrays& a,
+            const Options& options, Context context = {}, float* memory = nullptr);
 
-// propose and commit in one pass, with the same results bit for bit. A gradient (or weight) that is not
-// finite leaves all arrays untouched: that takes a look at the whole gradient first, a third of what the pass
-// reads, which options.assume_finite saves those who have just taken its norm. What only the pass itself
+// propose and commit, where possible in one pass, with the same results bit for bit. A gradient (or weight) that
+// is not finite leaves all arrays untouched: that takes a look at the whole gradient first, a third of what the
+// pass reads, which options.assume_finite saves those who have just taken its norm. What only the pass itself
 // finds not to be finite (a wrong assumption; a sum of finite terms that overflows, though gradient and
 // weights are below 2^60) leaves the arrays holding the update with nothing sent, and the gradient zeroed if
 // that was asked for.
-Proposal encode(const Layout& layout, const Update& update, const Arrays& a, const Options& options);
+Proposal encode(const Codec& codec, const Update& update, const Arrays& a, const Options& options,
+                Context context = {}, float* memory = nullptr);
 
 }  // namespace dgc

@@ -51,7 +51,11 @@ int32_t guess_threshold(const Kernels& kernels, const Arrays& a, const Coefficie
     size_t starts[kRuns];
     for (size_t r = 0; r < count; ++r) starts[r] = (first + r) * lines / runs * kRun;
     gather(a.grad, a.grad_type, count, starts, grad);
-    gather(a.residual, Scalar::float32, count, starts, residual);
+    if (a.residual) {
+      gather(a.residual, Scalar::float32, count, starts, residual);
+    } else {
+      std::fill(residual, residual + count * kRun, 0.0f);
+    }
     if (a.velocity) gather(a.velocity, Scalar::float32, count, starts, velocity);
     if (a.weights) gather(a.weights, a.weights_type, count, starts, weights);
     const float* g = as_float32(kernels, grad, a.grad_type, 0, count * kRun, widened);

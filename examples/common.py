@@ -1,5 +1,6 @@
 """What all examples share, whatever the framework: options, schedules, accounting and output."""
 
+import dataclasses
 import json
 import math
 import statistics
@@ -14,7 +15,7 @@ import datasets
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from horovod_dgc import DGC, Warmup
+from horovod_dgc import METHODS, Method, Warmup, registry
 from horovod_dgc.coding import INDICES, VALUES
 
 POSITIVE = click.FloatRange(0, min_open=True)
@@ -22,6 +23,20 @@ NOT_NEGATIVE = click.FloatRange(0)
 COUNT = click.IntRange(1)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
+
+
+class MethodText(click.ParamType):
+    """A method with its settings, such as "qsgd" or "dgc:density=0.01,values=int8"; "none" for none."""
+
+    name = "method"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value != "none":
+            try:
+                registry.parse(value)
+            except ValueError as error:
+                self.fail(str(error), param, ctx)
+        return value
 
 
 def options(*own: tuple[str, Any, str | None], **defaults: Any) -> Callable[[Callable], Callable]:
@@ -38,10 +53,15 @@ def options(*own: tuple[str, Any, str | None], **defaults: Any) -> Callable[[Cal
         ("--seed", int, "Seed of the initial weights and of the order of the data."),
         ("--batches-per-allreduce", COUNT, "Backward passes per exchange; multiplies the learning rate too."),
         ("--gradient-predivide-factor", POSITIVE, "Share of the averaging done before the sum, see Horovod."),
-        ("--compression", click.Choice(["none", "fp16", "dgc"]), "How gradients travel."),
-        ("--density", click.FloatRange(0, 1, min_open=True), "dgc: share of the gradient that is sent."),
-        ("--values", click.Choice(list(VALUES)), "dgc: how values are coded."),
-        ("--indices", click.Choice(list(INDICES)), "dgc: how their positions are coded."),
+        (
+            "--compression",
+            MethodText(),
+            "How gradients travel: none, or a method with settings of its own if it is to have others than its "
+            f"defaults, as in qsgd:bits=8. Methods: {', '.join(METHODS)}.",
+        ),
+        ("--density", click.FloatRange(0, 1, min_open=True), "Share of the gradient that the method sends."),
+        ("--values", click.Choice(list(VALUES)), "How the method codes values."),
+        ("--indices", click.Choice(list(INDICES)), "How the method codes their positions."),
         (
             "--dgc-warmup-epochs",
             NOT_NEGATIVE,
@@ -56,9 +76,6 @@ def options(*own: tuple[str, Any, str | None], **defaults: Any) -> Callable[[Cal
         "gradient_predivide_factor": 1.0,
         "batches_per_allreduce": 1,
         "compression": "dgc",
-        "density": 0.001,
-        "values": "float16",
-        "indices": "elias-fano",
         "cpu_threads": 1,
         "seed": 42,
     } | defaults
@@ -123,7 +140,8 @@ class Job:
         steps_per_epoch: exchanges of gradients in an epoch.
         steps: exchanges so far.
         lr_scale: what the base learning rate is multiplied by.
-        compression: to be set before training; with DGC its counts are reported.
+        method: how gradients are compressed; None if they are not.
+        compression: to be set before training; with a method its counts are reported.
     """
 
     def __init__(self, args: SimpleNamespace, rank: int, workers: int, batches_per_epoch: int, parameters: int) -> None:
@@ -138,10 +156,9 @@ class Job:
             )
         self.steps = 0
         self.lr_scale = workers * args.batches_per_allreduce
+        self.method = None if args.compression == "none" else self._method(registry.parse(args.compression))
         self.compression: Any = None
-        # Dense bytes of a step, and those that Horovod's own compressors make of them.
         self._dense_bytes = 4 * parameters
-        self._cast_bytes = self._dense_bytes // (2 if args.compression == "fp16" else 1)
         self._epochs = 0
         self._sent_before = 0
         self._durations: list[float] = []
@@ -155,16 +172,23 @@ class Job:
     def __exit__(self, *_: object) -> None:
         self._report.close()
 
-    def method(self) -> DGC:
+    def _method(self, method: Method) -> Method:
+        """The method with what the options say about it."""
         args = self.args
-        warmup = None
-        if args.dgc_warmup_epochs:
-            warmup = Warmup(epochs=args.dgc_warmup_epochs, steps_per_epoch=self.steps_per_epoch)
-        return DGC(args.density, warmup, args.clip_norm, values=args.values, indices=args.indices)
+        settings = {"density": args.density, "values": args.values, "indices": args.indices}
+        settings = {name: value for name, value in settings.items() if value is not None}
+        known = {field.name for field in dataclasses.fields(method)}
+        for name in settings.keys() - known:
+            raise click.ClickException(f"--{name}: {args.compression} has no {name}")
+        if "warmup" in known and args.dgc_warmup_epochs:
+            settings["warmup"] = Warmup(epochs=args.dgc_warmup_epochs, steps_per_epoch=self.steps_per_epoch)
+        if "clip_norm" in known and args.clip_norm:
+            settings["clip_norm"] = args.clip_norm
+        return dataclasses.replace(method, **settings)
 
     def clip_norm_after_exchange(self) -> float | None:
         """Norm at which the reduced gradient is clipped; None if not at all, or by the method before it is sent."""
-        clipped_before = self.args.compression == "dgc" and self.workers > 1
+        clipped_before = self.method is not None and self.method.clip_norm is not None and self.workers > 1
         return None if clipped_before else self.args.clip_norm
 
     def learning_rate(self) -> float:
@@ -230,10 +254,10 @@ class Job:
         """Bytes of gradients that this worker has handed to Horovod: in all, and in the last step."""
         if self.workers == 1:
             return 0, 0
-        if self.args.compression == "dgc":
+        if self.method is not None:
             stats = self.compression.stats()
             return stats.total.sent + stats.total.control, stats.last.sent + stats.last.control
-        return self._cast_bytes * self.steps, self._cast_bytes
+        return self._dense_bytes * self.steps, self._dense_bytes
 
     def _traffic(self, prefix: str, sent: float) -> dict[str, float | None]:
         ratio = self._dense_bytes / sent if sent else None
@@ -242,9 +266,9 @@ class Job:
     def _summary(self) -> str:
         if self.workers == 1:
             return "one worker: nothing was exchanged"
-        if self.args.compression == "dgc":
+        if self.method is not None:
             return str(self.compression.stats())
-        return f"{self.steps} steps, {self._cast_bytes:,} of {self._dense_bytes:,} bytes in each"
+        return f"{self.steps} steps, {self._dense_bytes:,} bytes in each"
 
 
 class Report:

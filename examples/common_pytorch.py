@@ -48,10 +48,10 @@ class Trainer:
         optimizer = torch.optim.SGD(
             self.parameters, lr=self.job.learning_rate(), momentum=args.momentum, weight_decay=args.wd
         )
-        if args.compression == "dgc":
-            compression = Compression(self.job.method(), optimizer, model.named_parameters())
+        if self.job.method is not None:
+            compression = Compression(self.job.method, optimizer, model.named_parameters())
         else:
-            compression = getattr(hvd.Compression, args.compression)
+            compression = hvd.Compression.none
         self.job.compression = compression
         self.optimizer = hvd.DistributedOptimizer(
             optimizer,

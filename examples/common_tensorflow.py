@@ -36,9 +36,9 @@ def optimizer_and_compression(job: common.Job, model: tf.keras.Model) -> tuple[t
         weight_decay=args.wd / (1 - args.momentum) or None,
         global_clipnorm=job.clip_norm_after_exchange(),
     )
-    if args.compression == "dgc":
-        compression = Compression(job.method(), optimizer, model.trainable_variables)
+    if job.method is not None:
+        compression = Compression(job.method, optimizer, model.trainable_variables)
     else:
-        compression = getattr(hvd.Compression, args.compression)
+        compression = hvd.Compression.none
     job.compression = compression
     return optimizer, compression

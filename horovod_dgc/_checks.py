@@ -27,14 +27,18 @@ def in_range(
     return number
 
 
-def whole_number(name: str, value: object, low: int) -> int:
-    """Return ``value`` as int; raise ValueError unless it is a whole number of at least ``low``."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise ValueError(f"{name} must be a whole number >= {low}, got {value!r}")
-    number = int(value.__index__())
-    if number < low:
-        raise ValueError(f"{name} must be a whole number >= {low}, got {value!r}")
+def whole_number(name: str, value: object, low: int, high: int | None = None) -> int:
+    """Return ``value`` as int; raise ValueError unless it is a whole number in [low, high] (None: without end)."""
+    allowed = f">= {low}" if high is None else f"in [{low}, {high}]"
+    number = int(value.__index__()) if hasattr(value, "__index__") and not isinstance(value, bool) else None
+    if number is None or number < low or (high is not None and number > high):
+        raise ValueError(f"{name} must be a whole number {allowed}, got {value!r}")
     return number
+
+
+def seed(value: object) -> int:
+    """Return the seed ``value`` as int; raise ValueError unless it is a whole number of 64 bits."""
+    return whole_number("seed", value, 0, 2**64 - 1)
 
 
 def one_of(name: str, value: object, allowed: Collection[str]) -> str:

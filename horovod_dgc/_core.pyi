@@ -25,19 +25,57 @@ class IndexCoder(enum.Enum):
     int32 = 2
     """32 bits each; n < 2**31."""
 
-class ValueCoder(enum.Enum):
-    """How the values of a payload are coded.
+class Randomness:
+    """What one tensor's random numbers in one step follow from: the same for all ranks but for what is drawn alone.
 
-    The 16-bit coders round to nearest even, saturate finite values and turn infinities into NaN. int8 and int4 hold
-    a float32 scale, max|v| / 127 or max|v| / 7, per chunk of 256 values; a chunk with a value that is not finite
-    decodes to NaN throughout.
+    All whole numbers in [0, 2**64); ``rank`` counts from 0.
     """
 
-    float32 = 0
-    float16 = 1
-    bfloat16 = 2
-    int8 = 3
-    int4 = 4
+    def __init__(self, seed: int, tensor: int, step: int, rank: int) -> None: ...
+
+class ValueCoder:
+    """How the values of a payload are coded: a family's name, and for some families numbers, as in "qsgd:4:512".
+
+    float32, float16, bfloat16: the 16-bit coders round to nearest even, saturate finite values and turn infinities
+    into NaN. int8, int4: a float32 scale, max|v| / 127 or max|v| / 7, per chunk of 256 values; a chunk with a value
+    that is not finite decodes to NaN throughout.
+
+    The quantisers (formats and sources: csrc/quantisers.h) send a header of float32 numbers and a few bits per value:
+
+    ==================== ============================================== =============================================
+    name                 nbytes(k)                                      decoded to
+    ==================== ============================================== =============================================
+    ``sign``             4 + ceil(k / 8)                                +1 where v >= 0, else -1
+    ``meansign``         4 + ceil(k / 8)                                mean of abs(v), with the sign
+    ``onebit:G``         8 * ceil(k / G) + ceil(k / 8)                  mean of the values of the sign in a group of G
+    ``onebitcolumns:C``  8 * min(k, C) + ceil(k / 8)                    the same; the group of value i is i mod C
+    ``ternary``          8 + ceil(k / 5)                                mean of the values of the sign; 0 stays 0
+    ``qsgd:B:S``         4 * ceil(k / S) + ceil(B * k / 8)              multiples of norm / (2^(B-1) - 1) of a bucket
+                                                                        of S values, at random; B: 2, 4, 8
+    ``dorefa:B``         4 + ceil(B * k / 8)                            2^B steps from -max|v| to max|v|, at random;
+                                                                        B: 1 to 8
+    ``natural``          k + ceil(k / 8)                                powers of two, at random
+    ``power4``           4 + ceil(k / 2)                                0 or the nearest of the 7 powers of two up to
+                                                                        max|v|
+    ==================== ============================================== =============================================
+
+    What is rounded at random has the value as its expectation. Where a value is not finite, all that share a number
+    of the header with it decode to NaN, in natural it alone. A header number that would be subnormal is 0, and its
+    values decode to 0.
+    """
+
+    def __init__(self, name: str) -> None: ...
+    @property
+    def name(self) -> str: ...
+    def nbytes(self, k: int) -> int:
+        """Bytes of k coded values; depends on nothing else."""
+    def encode(self, values: _Floats, randomness: Randomness = ..., threads: int = 1) -> tuple[_Bytes, _Floats]:
+        """(bytes[nbytes(k)], sent[k]) of k values; sent = what decoding gives. Rounds at random where the coder does,
+        by the rank's own stream of ``randomness``."""
+    def decode(self, bytes: _Bytes, k: int) -> _Floats:
+        """The k values, after checking the bytes."""
+    def __eq__(self, other: object) -> bool: ...
+    def __hash__(self) -> int: ...
 
 class Layout:
     """The payload of one tensor: values first, then indices, no header.
@@ -58,7 +96,9 @@ class Layout:
     @property
     def nbytes(self) -> int:
         """Length of the payload; depends on nothing but the four arguments."""
-    def pack(self, indices: NDArray[np.uint32], values: _Floats) -> tuple[_Bytes, _Floats]:
+    def pack(
+        self, indices: NDArray[np.uint32], values: _Floats, randomness: Randomness = ...
+    ) -> tuple[_Bytes, _Floats]:
         """(payload[nbytes], sent[k]) of k strictly increasing indices; sent = what decoding adds at each of them."""
     def unpack(self, payload: _Bytes) -> tuple[NDArray[np.uint32], _Floats]:
         """(indices[k], values[k]) of a payload, which is validated first."""
@@ -106,79 +146,163 @@ class Update:
     @property
     def nesterov(self) -> bool: ...
 
+class Codec:
+    """From one tensor's accumulated gradient v' to a payload, and from all workers' payloads to their sum.
+
+    Made from a description: a kind and its settings, such as "coordinates n=1000 k=10 indices=elias-fano
+    values=float16 select=largest" (csrc/codec.cc lists them), or from a layout, for its k largest coordinates.
+    """
+
+    def __init__(self, description: str | Layout) -> None: ...
+    @property
+    def description(self) -> str: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def nbytes(self) -> int:
+        """Length of a payload."""
+    @property
+    def sent(self) -> int:
+        """Coordinates that one payload gives values to."""
+    @property
+    def summable(self) -> str | None:
+        """dtype of the numbers that payloads consist of, where the sum of payloads is the payload of the sum."""
+    @property
+    def opening(self) -> tuple[int, bool]:
+        """Floats that the workers reduce before they encode (0: none), and whether by maximum instead of by sum."""
+    @property
+    def memory(self) -> int:
+        """Floats that a worker keeps for the codec between steps."""
+    @property
+    def wants_squares(self) -> bool: ...
+    @property
+    def votes(self) -> bool:
+        """Whether the sum of payloads is to be replaced by its sign."""
+    @property
+    def layout(self) -> Layout | None:
+        """The layout, if what is sent are simply the coordinates of largest |v'|, or all."""
+    def validate(self, payloads: _Bytes) -> None:
+        """ValueError saying which payload is malformed and how. Shape (N, nbytes) or (N * nbytes,)."""
+    def decode_add(
+        self,
+        payloads: _Bytes,
+        out: _Floats,
+        scale: float = 1.0,
+        threads: int = 1,
+        *,
+        randomness: Randomness = ...,
+        opened: _Floats | None = None,
+    ) -> None:
+        """out[n] += scale * the sum of the payloads, in payload order at each coordinate.
+
+        Validates first and writes nothing if a payload is malformed. payloads: (N, nbytes) or (N * nbytes,).
+        """
+    def absorb(self, payloads: _Bytes, memory: _Floats) -> None:
+        """What memory[memory] becomes when all workers' payloads, or their sum as one, have come back."""
+    def poison(self) -> _Bytes:
+        """A valid payload that decodes to NaN: of a gradient that is not finite."""
+    def poisoned(self, payloads: _Bytes) -> bool:
+        """Whether some payload is poison()."""
+
 class Proposal:
     """What a step would send and what it would leave behind; made by propose and encode."""
 
     @property
-    def layout(self) -> Layout: ...
-    @property
     def payload(self) -> _Bytes:
-        """[nbytes]; a view that keeps the proposal alive. Equal to layout.poison() if not finite."""
+        """[nbytes]; a view that keeps the proposal alive. Equal to the codec's poison() if not finite."""
     @property
     def finite(self) -> bool:
         """Whether v' is finite everywhere."""
     @property
     def indices(self) -> NDArray[np.uint32]:
-        """[k], strictly increasing: the coordinates of largest |v'|, ties to the lower index."""
+        """[sent], strictly increasing: the coordinates; of largest |v'|, ties go to the lower index."""
     @property
     def sent(self) -> _Floats:
-        """[k]: what decoding the payload adds at these coordinates; NaN if not finite."""
+        """[sent]: what decoding the payload adds at these coordinates; NaN if not finite."""
+    @property
+    def overflow(self) -> int:
+        """Coordinates that qualified but found no room."""
     def commit(
         self,
         update: Update,
         grad: _Scalars,
-        residual: _Floats,
+        residual: _Floats | None,
         velocity: _Floats | None = None,
         weights: _Scalars | None = None,
         *,
+        memory: _Floats | None = None,
+        squares: _Floats | None = None,
         mask_velocity: bool = True,
         zero_grad: bool = False,
         threads: int = 1,
     ) -> None:
         """Applies the step to the arrays it was proposed from: velocity = u', residual = v' - sent.
 
-        mask_velocity: velocity = 0 where something was sent, if k < n (momentum factor masking). zero_grad: leaves
-        the gradient zeroed. ValueError, and nothing changed, if the proposal is not finite.
+        mask_velocity: velocity = 0 where something was sent, if not all is (momentum factor masking). zero_grad:
+        leaves the gradient zeroed. ValueError, and nothing changed, if the proposal is not finite.
         """
     def masked(self, out: _Floats) -> None:
-        """out[n] = 0, then sent at the selected coordinates: the dense form for an allreduce."""
+        """out[n] = 0, then sent at the coordinates: the dense form for an allreduce."""
 
-def propose(
-    layout: Layout,
+def open(
+    codec: Codec | Layout,
     update: Update,
     grad: _Scalars,
-    residual: _Floats,
+    residual: _Floats | None = None,
     velocity: _Floats | None = None,
     weights: _Scalars | None = None,
     *,
+    randomness: Randomness = ...,
+    memory: _Floats | None = None,
+    threads: int = 1,
+) -> tuple[bool, _Floats]:
+    """(whether v' is finite, this worker's part of the opening round: float32, [opening[0]], NaN if it is not)."""
+
+def propose(
+    codec: Codec | Layout,
+    update: Update,
+    grad: _Scalars,
+    residual: _Floats | None = None,
+    velocity: _Floats | None = None,
+    weights: _Scalars | None = None,
+    *,
+    randomness: Randomness = ...,
+    opened: _Floats | None = None,
+    memory: _Floats | None = None,
+    squares: _Floats | None = None,
     sample_ratio: float = 0.01,
     threads: int = 1,
 ) -> Proposal:
-    """Selects and packs exactly the k coordinates of largest |v'|; writes to none of the arrays.
+    """What the codec makes of v'. Reads the arrays, writes none of them.
 
-    weights: given exactly where update.weight_decay is not 0. velocity None: no momentum correction. sample_ratio
-    (above 0, at most 1) and threads affect speed, never the result.
+    grad, residual (None: nothing is kept), velocity (None: no momentum correction) and weights (exactly where
+    weight_decay is not 0): [n]. opened: what came back from the opening round. memory: the codec's. squares: [n],
+    second moments of this step's gradient where the codec uses them; None for its squares. sample_ratio: share of
+    elements sampled for a threshold estimate, in (0, 1]; it and threads affect speed only.
     """
 
 def encode(
-    layout: Layout,
+    codec: Codec | Layout,
     update: Update,
     grad: _Scalars,
-    residual: _Floats,
+    residual: _Floats | None = None,
     velocity: _Floats | None = None,
     weights: _Scalars | None = None,
     *,
+    randomness: Randomness = ...,
+    opened: _Floats | None = None,
+    memory: _Floats | None = None,
+    squares: _Floats | None = None,
     mask_velocity: bool = True,
     zero_grad: bool = False,
     sample_ratio: float = 0.01,
     threads: int = 1,
     assume_finite: bool = False,
 ) -> Proposal:
-    """propose and commit in one pass over memory, with the same results bit for bit.
+    """propose and commit, where possible in one pass over memory, with the same results.
 
-    A gradient that is not finite leaves all arrays untouched. Finding that out takes a look at the whole gradient
-    first; assume_finite saves it for those who have just taken its norm. What only the pass finds not to be finite (a
-    wrong assumption, or a sum that overflows although all its terms are below 2**60) is lost from the state.
+    A gradient that is not finite leaves the state untouched. assume_finite saves the look at the gradient that this
+    takes: if it is not finite after all, the arrays hold the update, with nothing sent.
     """
 
 def sum_squares(x: _Scalars, threads: int = 1) -> float:

@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from horovod_dgc import _checks, _core
 
-VALUES = {coder.name: coder for coder in (
-    _core.ValueCoder.float32,
-    _core.ValueCoder.float16,
-    _core.ValueCoder.bfloat16,
-    _core.ValueCoder.int8,
-    _core.ValueCoder.int4,
-)}  # fmt: skip
+VALUES = ("float32", "float16", "bfloat16", "int8", "int4")
 
-INDICES = {
-    "elias-fano": _core.IndexCoder.elias_fano,
-    "runlength16": _core.IndexCoder.runlength16,
-    "int32": _core.IndexCoder.int32,
-}
-
-# Value coders whose payload, where every coordinate is sent, is an array that an allreduce can sum as it is.
-# Horovod 0.28.1 has no bfloat16 collectives, so bfloat16 is gathered like the integer codes.
-SUMMABLE: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
+INDICES = ("elias-fano", "runlength16", "int32")
 
 
 @dataclass(frozen=True)
@@ -51,14 +36,45 @@ class Coding:
         _checks.one_of("values", self.values, VALUES)
         _checks.one_of("indices", self.indices, INDICES)
 
-    def layout(self, numel: int, sent: int) -> _core.Layout:
-        """The payload layout for ``sent`` of ``numel`` coordinates; its ``nbytes`` never depends on data."""
-        return _layout(numel, sent, self.indices, self.values)
+    def codec(self, numel: int, sent: int) -> _core.Codec:
+        """The codec that sends the ``sent`` largest of ``numel`` coordinates."""
+        return coordinates(numel, sent, values=self.values, indices=self.indices)
 
 
-@functools.cache
-def _layout(numel: int, sent: int, indices: str, values: str) -> _core.Layout:
-    return _core.Layout(numel, sent, INDICES[indices], VALUES[values])
+def coordinates(
+    numel: int,
+    sent: int,
+    *,
+    values: str,
+    indices: str = "elias-fano",
+    select: str = "largest",
+    **settings: Any,
+) -> _core.Codec:
+    """The codec that sends ``sent`` of ``numel`` coordinates; its ``nbytes`` never depends on data.
+
+    Args:
+        values, indices: coders of the core.
+        select: which ones: a selector of the core, with its settings.
+    """
+    return codec("coordinates", n=numel, k=sent, indices=indices, values=values, select=select, **settings)
+
+
+def every_coordinate(shape: Sequence[int], values: str, select: str = "largest", **settings: Any) -> _core.Codec:
+    """The codec that sends all of a tensor in the value coder ``values``."""
+    numel = math.prod(shape)
+    return coordinates(numel, numel, values=values, select=select, **settings)
+
+
+def codec(kind: str, **settings: object) -> _core.Codec:
+    """A codec of the core, by its kind and settings; equal descriptions give the same object."""
+    return _made(" ".join([kind, *(f"{name}={_word(value)}" for name, value in settings.items())]))
+
+
+def _word(value: object) -> str:
+    return str(int(value)) if isinstance(value, bool) else repr(value) if isinstance(value, float) else str(value)
+
+
+_made = functools.cache(_core.Codec)
 
 
 def coordinates_to_send(numel: int, density: float) -> int:

@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from horovod_dgc import _checks, _core
+from horovod_dgc.coding import Coding
 
+Outputs = Literal["first", "last"]
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
 
@@ -25,41 +27,50 @@ class Plan:
     """How one tensor travels in one step, the same on every rank.
 
     Attributes:
-        layout: payload of the sent coordinates; its ``nbytes`` depends on nothing but this plan.
-        summable: dtype in which payloads can be summed by an allreduce as they are, or None.
+        codec: what makes payloads of an accumulated gradient; its ``nbytes`` depends on nothing but this plan.
         momentum: where momentum is applied: "local" to this worker's gradient before selection (momentum
             correction), "aggregated" to the reduced gradient, or None where the optimizer keeps it.
+        residual: whether what is not sent is kept and added to the next gradient (error feedback).
         masking: clear the velocity of sent coordinates (momentum factor masking).
-        sample_ratio: share of the elements that the threshold is estimated from.
+        sample_ratio: share of the elements that a threshold is estimated from.
     """
 
-    layout: _core.Layout
-    summable: np.dtype[Any] | None
-    momentum: Literal["local", "aggregated"] | None
-    masking: bool
-    sample_ratio: float
+    codec: _core.Codec
+    momentum: Literal["local", "aggregated"] | None = None
+    residual: bool = True
+    masking: bool = False
+    sample_ratio: float = 0.01
 
     @property
     def numel(self) -> int:
-        return self.layout.n
+        return self.codec.n
 
     @property
     def sent(self) -> int:
-        """Number of coordinates in each payload."""
-        return self.layout.k
+        """Number of coordinates that each payload gives values to."""
+        return self.codec.sent
 
     @property
     def payload_nbytes(self) -> int:
-        return self.layout.nbytes
+        return self.codec.nbytes
 
     @property
     def every_coordinate(self) -> bool:
         return self.sent == self.numel
 
+    @property
+    def summable(self) -> np.dtype[Any] | None:
+        """Type of the numbers of payloads whose sum is the payload of the sum, so that an allreduce can take them."""
+        return None if self.codec.summable is None else np.dtype(self.codec.summable)
+
+    @property
+    def opening_nbytes(self) -> int:
+        """Bytes that a worker hands over in the opening round; 0 without one."""
+        return self.codec.opening[0] * 4
+
     def whole(self) -> Plan:
         """The same tensor with everything sent as it is: what a lone worker does, which has nobody to send to."""
-        layout = _core.Layout(self.numel, self.numel, self.layout.indices, _core.ValueCoder.float32)
-        return replace(self, layout=layout, summable=np.dtype(np.float32))
+        return replace(self, codec=Coding("float32").codec(self.numel, self.numel))
 
 
 @dataclass
@@ -67,33 +78,71 @@ class State:
     """One tensor's training state on one worker.
 
     Attributes:
-        residual: float32, shape (numel,): accumulated gradient that has not been sent.
+        shape: of the tensor.
+        outputs: which of its axes counts output units, see :meth:`Method.plan`.
+        residual: float32, shape (numel,): accumulated gradient that has not been sent; None for a method that keeps
+            nothing.
         velocity: float32, shape (numel,): momentum of this worker's gradient; None without momentum correction.
+        memory: float32, one dimension: what the method's codec keeps besides; None if that is nothing.
         step: number of exchanges done, which the density schedule reads.
     """
 
-    residual: FloatArray
+    shape: tuple[int, ...]
+    residual: FloatArray | None
     velocity: FloatArray | None
+    memory: FloatArray | None = None
     step: int = field(default=0)
+    outputs: Outputs = "first"
 
 
 class Method(ABC):
     """A compression method: immutable configuration (a frozen dataclass) plus the arithmetic of its payload.
 
-    Usable on NumPy arrays alone through :meth:`init`, :meth:`encode` and :meth:`decode`.
+    Usable on NumPy arrays alone through :meth:`init`, :meth:`open`, :meth:`encode` and :meth:`decode`, and for all
+    workers of a job in one process through :func:`horovod_dgc.exchange`.
+
+    Tensors with at most one dimension (biases, normalisation parameters) are exempt: sent whole.
+
+    Attributes:
+        clip_norm, clip_scope: local gradient clipping, see :class:`~horovod_dgc.DGC`.
+        seed: of random numbers, >= 0; what is drawn follows from it, the tensor, the step and the rank alone.
     """
 
-    clip_norm: float | None
-    clip_scope: str
+    clip_norm: float | None = None
+    clip_scope: str = "global"
+    seed: int = 0
 
     @property
-    @abstractmethod
     def corrects_momentum(self) -> bool:
         """Whether momentum belongs to the method, so that the optimizer must apply none."""
+        return False
+
+    @property
+    def exempt_coding(self) -> Coding:
+        """How the values of exempt tensors are coded; their rounding errors stay in a residual."""
+        return Coding("float32")
 
     @abstractmethod
-    def plan(self, shape: Sequence[int], step: int | None = None) -> Plan:
-        """How a tensor of this shape travels in exchange number ``step`` (None: after any warm-up)."""
+    def compressed(self, shape: tuple[int, ...], step: int | None, outputs: Outputs) -> Plan:
+        """:meth:`plan` for a tensor that is not exempt."""
+
+    def plan(self, shape: Sequence[int], step: int | None = None, outputs: Outputs = "first") -> Plan:
+        """How a tensor of this shape travels in exchange number ``step`` (None: after any warm-up).
+
+        Args:
+            outputs: which axis counts a layer's output units, as the framework has it: the first (PyTorch) or the
+                last (Keras).
+        """
+        dimensions = tuple(shape)
+        numel = math.prod(dimensions)
+        if len(dimensions) > 1 and numel:
+            return self.compressed(dimensions, step, outputs)
+        coding = self.exempt_coding
+        return Plan(
+            codec=coding.codec(numel, numel),
+            momentum="aggregated" if self.corrects_momentum else None,
+            residual=coding.values != "float32",
+        )
 
     def stages(self) -> tuple[int, ...] | None:
         """Numbers of the exchanges at which plans change, ascending from 0.
@@ -107,15 +156,65 @@ class Method(ABC):
         settings = (f"{f.name}={_stable(getattr(self, f.name))}" for f in fields(cast(Any, self)))
         return f"{type(self).__name__}({', '.join(settings)})"
 
-    def payload_nbytes(self, numel: int, step: int | None = None) -> int:
-        """Bytes that a worker sends for a sparsified tensor of ``numel`` elements in exchange ``step``."""
-        return self._flat_plan(numel, step).payload_nbytes
+    def randomness(self, tensor: int, step: int, rank: int) -> _core.Randomness:
+        """What the random numbers of one tensor (by its number in the model) in one exchange follow from."""
+        return _core.Randomness(self.seed, tensor, step, rank)
 
-    def init(self, numel: int) -> State:
-        """State of a sparsified tensor of ``numel`` elements (>= 0) before its first exchange: all zeros."""
-        _checks.whole_number("numel", numel, 0)
-        velocity = np.zeros(numel, np.float32) if self.corrects_momentum else None
-        return State(np.zeros(numel, np.float32), velocity)
+    def payload_nbytes(self, shape: int | Sequence[int], step: int | None = None) -> int:
+        """Bytes that a worker sends for a tensor in exchange ``step``, besides those of an opening round.
+
+        Args:
+            shape: of the tensor, or the number of elements of one to be compressed.
+        """
+        return self.plan(_shape(shape), step).payload_nbytes
+
+    def init(self, shape: int | Sequence[int], outputs: Outputs = "first") -> State:
+        """State of a tensor before its first exchange: all zeros.
+
+        Args:
+            shape: of the tensor, or the number of elements (>= 0) of one to be compressed.
+            outputs: which axis counts output units, see :meth:`plan`.
+        """
+        dimensions = _shape(shape)
+        plan = self.plan(dimensions, 0, outputs)
+        return State(
+            shape=dimensions,
+            outputs=outputs,
+            residual=np.zeros(plan.numel, np.float32) if plan.residual else None,
+            velocity=np.zeros(plan.numel, np.float32) if plan.momentum == "local" else None,
+            memory=np.zeros(plan.codec.memory, np.float32) if plan.codec.memory else None,
+        )
+
+    def open(
+        self,
+        grad: npt.NDArray[Any],
+        state: State,
+        *,
+        tensor: int = 0,
+        rank: int = 0,
+        threads: int = 1,
+        **arithmetic: Any,
+    ) -> FloatArray | None:
+        """This worker's part of the opening round; None for a method without one.
+
+        Its sum over all workers (their maximum, where ``plan(...).codec.opening[1]`` is true) goes to
+        :meth:`encode` and :meth:`decode` as ``opened``. Arguments as for :meth:`encode`; changes nothing.
+        """
+        plan = self.plan(state.shape, state.step, state.outputs)
+        if not plan.opening_nbytes:
+            return None
+        _, opening = _core.open(
+            plan.codec,
+            self._update(grad, state, threads=threads, **arithmetic),
+            grad,
+            state.residual,
+            state.velocity,
+            arithmetic.get("weights"),
+            randomness=self.randomness(tensor, state.step, rank),
+            memory=state.memory,
+            threads=threads,
+        )
+        return opening
 
     def encode(
         self,
@@ -130,6 +229,10 @@ class Method(ABC):
         unscale: float = 1.0,
         workers: int = 1,
         zero_grad: bool = False,
+        tensor: int = 0,
+        rank: int = 0,
+        opened: FloatArray | None = None,
+        squares: FloatArray | None = None,
         threads: int = 1,
     ) -> ByteArray:
         """Accumulate one gradient into ``state`` and return the payload to send.
@@ -143,39 +246,42 @@ class Method(ABC):
             unscale: factor that the gradient is multiplied by first (the inverse of a loss scale).
             workers: number of workers N; local clipping uses ``clip_norm / sqrt(N)``.
             zero_grad: also leave ``grad`` zeroed.
+            tensor, rank: numbers of the tensor in the model and of this worker, for random numbers.
+            opened: float32: what the opening round came to, for a method that has one.
+            squares: float32, shape (numel,): second moments of this step's gradient, for a method that uses them;
+                None for the gradient's own squares.
             threads: processor threads for large tensors; the result does not depend on it.
 
         Returns:
-            uint8, shape (payload_nbytes(numel, state.step),). A gradient with NaN or Inf gives a payload
+            uint8, shape (payload_nbytes(shape, state.step),). A gradient with NaN or Inf gives a payload
             that decodes to NaN, so that every worker sees it.
 
         Raises:
             ValueError: shapes or dtypes that do not fit, or an option out of range.
         """
-        if momentum and not self.corrects_momentum:
-            raise ValueError(
-                f"momentum must be 0 for a method without momentum correction, got {momentum!r}: "
-                "apply it to the decoded gradient"
-            )
-        if self.clip_norm is not None:
-            norm = math.sqrt(_core.sum_squares(grad, threads=threads)) * unscale
-            unscale *= clip_factor(norm, self.clip_norm, workers)
-        first = state.step == 0
-        update = _core.Update(
-            unscale=unscale,
-            weight_decay=weight_decay,
+        update = self._update(
+            grad,
+            state,
             momentum=momentum,
-            dampening=0.0 if first else dampening,
+            dampening=dampening,
             nesterov=nesterov,
+            weight_decay=weight_decay,
+            unscale=unscale,
+            workers=workers,
+            threads=threads,
         )
-        plan = self._flat_plan(state.residual.size, state.step)
+        plan = self.plan(state.shape, state.step, state.outputs)
         proposal = _core.encode(
-            plan.layout,
+            plan.codec,
             update,
             grad,
             state.residual,
             state.velocity,
             weights,
+            randomness=self.randomness(tensor, state.step, rank),
+            opened=opened,
+            memory=state.memory,
+            squares=squares,
             mask_velocity=plan.masking,
             zero_grad=zero_grad,
             sample_ratio=plan.sample_ratio,
@@ -192,31 +298,80 @@ class Method(ABC):
         *,
         scale: float = 1.0,
         step: int | None = None,
+        shape: Sequence[int] | None = None,
+        outputs: Outputs = "first",
+        tensor: int = 0,
+        opened: FloatArray | None = None,
+        state: State | None = None,
         threads: int = 1,
     ) -> FloatArray:
-        """Add ``scale`` times each of N workers' payloads to ``out`` and return it.
+        """Add ``scale`` times the sum of N workers' payloads (times its sign, by majority vote) to ``out``; return it.
 
         Args:
-            payloads: uint8, shape (N, payload_nbytes(numel, step)) or (payload_nbytes(numel, step),).
+            payloads: uint8, shape (N, payload_nbytes(shape, step)) or (payload_nbytes(shape, step),).
             out: float32, shape (numel,), C-contiguous; changed in place.
-            step: the exchange whose density the payloads have; None for the density after any warm-up.
+            step: the exchange that the payloads come from; None for one after any warm-up.
+            shape, outputs: of the tensor, as for :meth:`init`; without a shape a flat one to be compressed.
+            tensor, opened: as for :meth:`encode`.
+            state: this worker's, for a method that learns from what came back; changed in place.
 
         Raises:
             ValueError: payloads of another length, or malformed bytes; ``out`` is then unchanged.
         """
-        layout = self._flat_plan(out.size, step).layout
+        plan = self.plan(_shape(out.size if shape is None else shape), step, outputs)
         payloads = np.asarray(payloads)
-        if payloads.ndim not in (1, 2) or payloads.shape[-1] != layout.nbytes:
+        if payloads.ndim not in (1, 2) or payloads.shape[-1] != plan.payload_nbytes:
             raise ValueError(
-                f"payloads must have shape (N, {layout.nbytes}) for {layout.k} of {layout.n} coordinates, "
+                f"payloads must have shape (N, {plan.payload_nbytes}) for {plan.sent} of {plan.numel} coordinates, "
                 f"got {payloads.shape}"
             )
-        layout.decode_add(payloads, out, scale=scale, threads=threads)
+        shared: dict[str, Any] = {"randomness": self.randomness(tensor, step or 0, 0), "opened": opened}
+        if plan.codec.votes:
+            votes = np.zeros_like(out)
+            plan.codec.decode_add(payloads, votes, 1.0, threads, **shared)
+            out += np.float32(scale) * np.sign(votes)
+        else:
+            plan.codec.decode_add(payloads, out, scale, threads, **shared)
+        if state is not None and state.memory is not None:
+            plan.codec.absorb(payloads, state.memory)
         return out
 
-    def _flat_plan(self, numel: int, step: int | None) -> Plan:
-        # Two dimensions: a flat array given to the NumPy interface stands for a tensor to be sparsified.
-        return self.plan((1, numel), step)
+    def _update(
+        self,
+        grad: npt.NDArray[Any],
+        state: State,
+        *,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        weights: npt.NDArray[Any] | None = None,
+        unscale: float = 1.0,
+        workers: int = 1,
+        threads: int = 1,
+    ) -> _core.Update:
+        if momentum and state.velocity is None:
+            raise ValueError(
+                f"momentum must be 0 for a method without momentum correction, got {momentum!r}: "
+                "apply it to the decoded gradient"
+            )
+        if self.clip_norm is not None:
+            norm = math.sqrt(_core.sum_squares(grad, threads=threads)) * unscale
+            unscale *= clip_factor(norm, self.clip_norm, workers)
+        return _core.Update(
+            unscale=unscale,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            dampening=0.0 if state.step == 0 else dampening,
+            nesterov=nesterov,
+        )
+
+
+def _shape(given: int | Sequence[int]) -> tuple[int, ...]:
+    if isinstance(given, Sequence):
+        return tuple(_checks.whole_number("shape", extent, 0) for extent in given)
+    # Two dimensions: a flat array given to the NumPy interface stands for a tensor to be compressed.
+    return (1, _checks.whole_number("numel", given, 0))
 
 
 def checked(method: object) -> Method:

@@ -17,6 +17,8 @@ class TensorStats:
         control: bytes handed over besides: the factor of each gathered tensor and the NaN flag.
         dense: bytes that uncompressed Horovod would have been handed.
         nonzero, elements: coordinates sent with a value other than zero, and coordinates in all.
+        overflow: coordinates that a method's rule would have sent, but that found no room in a payload of fixed length
+            and wait in the residual.
         encode, wait, decode: seconds spent selecting and coding; waiting for collectives, from the call of
             ``step()`` or of the last gradient's exchange on; and applying what came back.
         residual_norm: Euclidean norm of the accumulated gradient that has not been sent.
@@ -29,6 +31,7 @@ class TensorStats:
     dense: int = 0
     nonzero: int = 0
     elements: int = 0
+    overflow: int = 0
     encode: float = 0.0
     wait: float = 0.0
     decode: float = 0.0

@@ -15,7 +15,7 @@ class Traffic:
     """Bytes that one worker sends per step.
 
     Attributes:
-        sparse: payloads of sparsified tensors.
+        sparse: payloads of compressed tensors, and what their workers hand over in an opening round.
         exempt: payloads of tensors with at most one dimension.
         dense: float32 gradients of the same tensors, uncompressed.
     """
@@ -53,8 +53,9 @@ def traffic(
     for shape in shapes.values() if isinstance(shapes, Mapping) else shapes:
         plan = method.plan(shape, step)
         dense += plan.numel * FLOAT32_NBYTES
+        nbytes = plan.opening_nbytes + plan.payload_nbytes
         if len(shape) <= 1:
-            exempt += plan.payload_nbytes
+            exempt += nbytes
         else:
-            sparse += plan.payload_nbytes
+            sparse += nbytes
     return Traffic(sparse, exempt, dense)

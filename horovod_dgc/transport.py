@@ -25,8 +25,7 @@ def received_nbytes(plan: Plan, workers: int, transport: Transport) -> float:
     """
     if transport == "gather":
         return float((workers - 1) * plan.payload_nbytes)
-    itemsize = plan.summable.itemsize if plan.summable else FLOAT32_NBYTES
-    return 2 * (workers - 1) / workers * plan.numel * itemsize
+    return 2 * (workers - 1) / workers * message_nbytes(plan, transport)
 
 
 def choose(plan: Plan, workers: int) -> Transport:

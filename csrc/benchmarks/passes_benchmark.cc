@@ -9,15 +9,10 @@
 #include <random>
 #include <vector>
 
+#include "clones.h"
 #include "decode.h"
 #include "norms.h"
 #include "proposal.h"
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define CLONES
-#endif
 
 namespace {
 
@@ -56,7 +51,12 @@ Data& data() {
   return d;
 }
 
-Layout layout(IndexCoder indices = IndexCoder::elias_fano, ValueCoder values = ValueCoder::float16) {
+ValueCoder value_coder(int64_t number) {
+  constexpr const char* kNames[] = {"float32", "float16", "bfloat16", "int8", "int4"};
+  return ValueCoder(kNames[number]);
+}
+
+Layout layout(IndexCoder indices = IndexCoder::elias_fano, const ValueCoder& values = ValueCoder::float16) {
   return Layout(kN, kK, indices, values);
 }
 
@@ -93,7 +93,7 @@ void encode_floor(benchmark::State& state) {
 void encode_pass(benchmark::State& state) {
   Data& d = data();
   const Layout l = layout();
-  for (auto _ : state) benchmark::DoNotOptimize(encode(l, d.update, d.arrays(), Options()));
+  for (auto _ : state) benchmark::DoNotOptimize(encode(*largest(l), d.update, d.arrays(), Options()));
 }
 
 void encode_assume_finite_pass(benchmark::State& state) {
@@ -101,7 +101,7 @@ void encode_assume_finite_pass(benchmark::State& state) {
   const Layout l = layout();
   Options options;
   options.assume_finite = true;
-  for (auto _ : state) benchmark::DoNotOptimize(encode(l, d.update, d.arrays(), options));
+  for (auto _ : state) benchmark::DoNotOptimize(encode(*largest(l), d.update, d.arrays(), options));
 }
 
 void propose_floor(benchmark::State& state) {
@@ -114,7 +114,7 @@ void propose_floor(benchmark::State& state) {
 void propose_pass(benchmark::State& state) {
   Data& d = data();
   const Layout l = layout();
-  for (auto _ : state) benchmark::DoNotOptimize(propose(l, d.update, d.arrays(), Options()));
+  for (auto _ : state) benchmark::DoNotOptimize(propose(*largest(l), d.update, d.arrays(), Options()));
 }
 
 void commit_floor(benchmark::State& state) {
@@ -126,8 +126,8 @@ void commit_pass(benchmark::State& state) {
   Data& d = data();
   Options options;
   options.zero_grad = true;
-  const Proposal p = propose(layout(), d.update, d.arrays(), options);
-  for (auto _ : state) commit(p, d.update, d.arrays(), options);
+  const Proposal p = propose(*largest(layout()), d.update, d.arrays(), options);
+  for (auto _ : state) commit(*largest(layout()), p, d.update, d.arrays(), options);
 }
 
 void gradient_check(benchmark::State& state) {
@@ -154,7 +154,7 @@ std::vector<uint32_t> coordinates() {
 
 // Arguments: index coder, value coder. Per coordinate: time / 25600.
 void pack(benchmark::State& state) {
-  const Layout l = layout(static_cast<IndexCoder>(state.range(0)), static_cast<ValueCoder>(state.range(1)));
+  const Layout l = layout(static_cast<IndexCoder>(state.range(0)), value_coder(state.range(1)));
   const std::vector<uint32_t> indices = coordinates();
   std::vector<float> sent(kK);
   std::vector<uint8_t> payload(l.nbytes());
@@ -162,7 +162,7 @@ void pack(benchmark::State& state) {
 }
 
 void check_and_unpack(benchmark::State& state) {
-  const Layout l = layout(static_cast<IndexCoder>(state.range(0)), static_cast<ValueCoder>(state.range(1)));
+  const Layout l = layout(static_cast<IndexCoder>(state.range(0)), value_coder(state.range(1)));
   std::vector<uint32_t> indices = coordinates();
   std::vector<float> sent(kK);
   std::vector<uint8_t> payload(l.nbytes());

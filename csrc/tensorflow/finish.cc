@@ -3,7 +3,6 @@
 #include <limits>
 #include <mutex>
 
-#include "decode.h"
 #include "operations.h"
 #include "proposal.h"
 #include "tensorflow/core/framework/common_shape_fns.h"
@@ -16,8 +15,8 @@ namespace {
 using tensorflow::DEVICE_CPU;
 using tensorflow::shape_inference::InferenceContext;
 
-// Whether the first value of a message that some rank poisoned is NaN: a poisoned payload is NaN throughout,
-// and the sum of dense messages is NaN wherever one of them is.
+// Whether the first value of a message that some rank poisoned is NaN: a poisoned payload decodes to NaN at its
+// first coordinate, and a sum is NaN wherever one of its terms is.
 bool first_is_nan(const Tensor& received, Message message) {
   if (message == Message::float16) {
     uint16_t bits = 0;
@@ -29,12 +28,11 @@ bool first_is_nan(const Tensor& received, Message message) {
   return std::isnan(first);
 }
 
-size_t bytes_per_element(Message message) { return message == Message::float16 ? 2 : 4; }
-
 // What came back from the collective, with its size checked. received: uint8.
-void check_received(const Tensor& received, const Layout& layout, Message message, int64_t workers) {
-  const size_t expected = message == Message::payloads ? static_cast<size_t>(workers) * layout.nbytes()
-                                                       : layout.n() * bytes_per_element(message);
+void check_received(const Tensor& received, const Codec& codec, Message message, int64_t workers) {
+  const size_t expected = message == Message::payloads ? static_cast<size_t>(workers) * codec.nbytes()
+                          : message == Message::dense  ? codec.n() * sizeof(float)
+                                                       : codec.nbytes();
   if (static_cast<size_t>(received.NumElements()) != expected)
     throw std::invalid_argument("the payloads of " + std::to_string(workers) + " ranks must have " +
                                 std::to_string(expected) + " bytes in all, got " +
@@ -43,13 +41,9 @@ void check_received(const Tensor& received, const Layout& layout, Message messag
 }
 
 // Whether the gradient of this variable was not finite on some rank, judging by what came back.
-bool poisoned(const Tensor& received, const Layout& layout, Message message, int64_t workers) {
-  if (message != Message::payloads) return first_is_nan(received, message);
-  const std::vector<uint8_t> poison = layout.poison();
-  for (size_t i = 0; i < static_cast<size_t>(workers); ++i) {
-    if (std::memcmp(bytes_of(received) + i * poison.size(), poison.data(), poison.size()) == 0) return true;
-  }
-  return false;
+bool poisoned(const Tensor& received, const Codec& codec, Message message, int64_t workers) {
+  return message == Message::payloads ? any_poisoned(codec, bytes_of(received), workers)
+                                      : first_is_nan(received, message);
 }
 
 REGISTER_OP("HorovodDgcNonfinite")
@@ -123,11 +117,12 @@ REGISTER_KERNEL_BUILDER(Name("HorovodDgcConclude").Device(DEVICE_CPU), ConcludeO
 
 REGISTER_OP("HorovodDgcFinish")
     .Attr("T: {float, half, bfloat16}")
-    .Attr("K: int >= 2")
-    .Attr("numel: int")
-    .Attr("sent: list(int)")
-    .Attr("indices: int")
-    .Attr("values: int")
+    .Attr("K: int >= 1")
+    .Attr("kept: list(string)")
+    .Attr("codecs: list(string)")
+    .Attr("seed: int")
+    .Attr("number: int")
+    .Attr("rank: int")
     .Attr("messages: list(int)")
     .Attr("carried: bool")
     .Attr("workers: int")
@@ -141,6 +136,7 @@ REGISTER_OP("HorovodDgcFinish")
     .Input("skipped: bool")
     .Input("factor: float")
     .Input("loss_scale: double")
+    .Input("opened: float")
     .Input("state: K * resource")
     .Output("result: T")
     .SetIsStateful()
@@ -151,7 +147,7 @@ for a variable whose gradient was not finite on some rank, zeros for the others.
 
 gradient, payload, stage, applied: of Propose.
 received: what came back from all `workers`, as bytes. messages: for each stage, what that is: 0 the payloads of all
-  ranks, one after another; 1 or 2 the sum of dense messages in float32 or float16.
+  ranks, one after another; 1 the sum of their dense forms in float32; 2 or 3 the sum of payloads in float32 or float16.
 carried: `received` has been multiplied already by what the user's options (Average, Sum) ask for.
 factor: otherwise, what they make of 1; float32, one element.
 loss_scale: factor that the result carries.
@@ -165,6 +161,7 @@ class FinishOp : public Operation {
     OP_REQUIRES_OK(context, context->GetAttr("workers", &workers_));
     OP_REQUIRES_OK(context, context->GetAttr("nesterov", &nesterov_));
     OP_REQUIRES_OK(context, context->GetAttr("masking", &masking_));
+    OP_REQUIRES_OK(context, context->GetAttr("kept", &kept_));
   }
 
  protected:
@@ -177,15 +174,18 @@ class FinishOp : public Operation {
     const bool skipped = context->input(5).scalar<bool>()();
     const double factor = static_cast<double>(context->input(6).flat<float>()(0));
     const double loss_scale = context->input(7).scalar<double>()();
-    const Layout layout = plan_.layout(stage);
+    const Codec& codec = plan_.codec(stage);
     const auto message = static_cast<Message>(messages_.at(static_cast<size_t>(stage)));
-    check_received(received, layout, message, workers_);
+    check_received(received, codec, message, workers_);
     // Nothing is committed unless what came back can be decoded.
     if (message == Message::payloads)
-      validate(layout, bytes_of(received), static_cast<size_t>(workers_),
+      validate(codec, bytes_of(received), static_cast<size_t>(workers_),
                threads_for(context, received.NumElements()));
-    State state(context, 8, plan_.numel());
+    State state(context, 9, kept_, plan_);
     state.own(context);
+    dgc::Context settings =
+        plan_.context_of(state.counts()[kSteps], codec, &context->input(8), threads_for(context, plan_.numel()));
+    settings.memory = state.memory();
 
     // The gradient's own memory serves for the result where nobody else needs it any more.
     Tensor* result = nullptr;
@@ -199,62 +199,63 @@ class FinishOp : public Operation {
     auto* out = static_cast<float*>(data_of(wide));
     int64_t nonzero = 0;
     if (skipped) {
-      const bool affected = poisoned(received, layout, message, workers_);
+      const bool affected = poisoned(received, codec, message, workers_);
       std::fill(out, out + plan_.numel(), affected ? std::numeric_limits<float>::quiet_NaN() : 0.0f);
     } else {
       const Update update(applied(kUnscale), 0.0, applied(kMomentum), 0.0, nesterov_,
                           applied(kVelocityScale));
       const bool in_place = gradient.SharesBufferWith(wide);
-      nonzero = commit(context, layout, gradient, payload, update, in_place, &state);
-      if (message == Message::payloads && !in_place) std::fill(out, out + plan_.numel(), 0.0f);
+      nonzero = commit(codec, settings, gradient, payload, update, in_place, &state);
+      if (message != Message::dense && !in_place) std::fill(out, out + plan_.numel(), 0.0f);
       // Sums over workers, times what the options ask for, in the units of the loss as it is scaled.
       const double scale = (carried_ ? 1.0 : factor / static_cast<double>(workers_)) * loss_scale;
-      deliver(context, layout, received, message, static_cast<float>(scale), out);
+      deliver(codec, settings, received, message, codec.votes() ? 1.0f : static_cast<float>(scale), out);
+      if (codec.votes()) vote(static_cast<float>(factor * loss_scale), out);
+      if (state.memory() && message != Message::dense)
+        codec.absorb(bytes_of(received), message == Message::payloads ? static_cast<size_t>(workers_) : 1,
+                     state.memory());
       if (state.has_velocity() && applied(kRate) > 0) *state.rate() = static_cast<float>(applied(kRate));
     }
     if (result->dtype() != tensorflow::DT_FLOAT) narrow(wide, result);
-    count(layout, message, gradient, skipped, nonzero, static_cast<int64_t>(applied(kEncodeNanoseconds)),
-          now() - began, state.counts());
+    count(codec, message, gradient, skipped, nonzero, applied, now() - began, state.counts());
   }
 
  private:
   // Applies the proposal to the state, and zeroes the gradient if asked to; what was proposed is read back
   // from the payload. Returns the number of coordinates sent with a value other than zero.
-  int64_t commit(OpKernelContext* context, const Layout& layout, const Tensor& gradient,
-                 const Tensor& payload, const Update& update, bool zero_grad, State* state) const {
-    const size_t k = layout.k();
-    dgc::Proposal proposal{layout, true, {}, {}, {}};
-    proposal.indices.resize(k);
-    proposal.sent.resize(k);
-    layout.unpack(bytes_of(payload), proposal.indices.data(), proposal.sent.data());
+  int64_t commit(const Codec& codec, const dgc::Context& settings, const Tensor& gradient, const Tensor& payload,
+                 const Update& update, bool zero_grad, State* state) const {
+    const Proposal proposal = codec.recover(bytes_of(payload), settings);
     Arrays arrays;
-    arrays.n = layout.n();
+    arrays.n = codec.n();
     arrays.grad = data_of(gradient);
     arrays.grad_type = scalar_of(gradient.dtype());
     arrays.residual = state->residual();
     arrays.velocity = state->velocity();
     Options options;
-    options.threads = threads_for(context, plan_.numel());
+    options.threads = settings.threads;
     options.mask_velocity = masking_;
     options.zero_grad = zero_grad;
-    dgc::commit(proposal, update, arrays, options);
-    if (layout.dense()) return plan_.numel();
-    return static_cast<int64_t>(k) - std::count(proposal.sent.begin(), proposal.sent.end(), 0.0f);
+    dgc::commit(codec, proposal, update, arrays, options, settings, state->memory());
+    if (proposal.dense) return plan_.numel();
+    return static_cast<int64_t>(proposal.sent.size()) -
+           std::count(proposal.sent.begin(), proposal.sent.end(), 0.0f);
   }
 
-  void deliver(OpKernelContext* context, const Layout& layout, const Tensor& received, Message message,
+  void deliver(const Codec& codec, const dgc::Context& settings, const Tensor& received, Message message,
                float scale, float* out) const {
-    const int64_t n = plan_.numel();
-    if (message == Message::payloads) {
-      add_valid(layout, bytes_of(received), static_cast<size_t>(workers_), out, scale,
-                threads_for(context, static_cast<int64_t>(received.NumElements())));
-    } else if (message == Message::float16) {
-      const auto* values = static_cast<const Eigen::half*>(data_of(received));
-      for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(values[i]) * scale;
-    } else {
+    if (message == Message::dense) {
       const auto* values = static_cast<const float*>(data_of(received));
-      for (int64_t i = 0; i < n; ++i) out[i] = values[i] * scale;
+      for (int64_t i = 0; i < plan_.numel(); ++i) out[i] = values[i] * scale;
+      return;
     }
+    codec.add(bytes_of(received), message == Message::payloads ? static_cast<size_t>(workers_) : 1, out, scale,
+              settings);
+  }
+
+  void vote(float factor, float* out) const {
+    for (int64_t i = 0; i < plan_.numel(); ++i)
+      out[i] = factor * static_cast<float>((out[i] > 0.0f) - (out[i] < 0.0f));
   }
 
   static void narrow(const Tensor& wide, Tensor* result) {
@@ -266,16 +267,17 @@ class FinishOp : public Operation {
     }
   }
 
-  void count(const Layout& layout, Message message, const Tensor& gradient, bool skipped, int64_t nonzero,
-             int64_t encode, int64_t decode, int64_t* counts) const {
+  void count(const Codec& codec, Message message, const Tensor& gradient, bool skipped, int64_t nonzero,
+             tensorflow::TTypes<double>::ConstVec applied, int64_t decode, int64_t* counts) const {
     int64_t step[kCounts] = {};
     step[skipped ? kSkipped : kSteps] = 1;
-    step[kSent] = static_cast<int64_t>(
-        message == Message::payloads ? layout.nbytes() : layout.n() * bytes_per_element(message));
+    step[kSent] = static_cast<int64_t>(message == Message::dense ? codec.n() * sizeof(float) : codec.nbytes()) +
+                  static_cast<int64_t>(codec.opening().count * sizeof(float));
     step[kControl] = carried_ ? 0 : static_cast<int64_t>(sizeof(float));
     step[kDense] = static_cast<int64_t>(gradient.TotalBytes());
     step[kNonzero] = nonzero;
-    step[kEncode] = encode;
+    step[kOverflow] = skipped ? 0 : static_cast<int64_t>(applied(kWaiting));
+    step[kEncode] = static_cast<int64_t>(applied(kEncodeNanoseconds));
     step[kDecode] = decode;
     for (int i = 0; i < kCounts; ++i) counts[i] += step[i];
     if (!skipped) std::copy(step, step + kCounts, counts + kCounts);
@@ -287,6 +289,7 @@ class FinishOp : public Operation {
   int64_t workers_ = 0;
   bool nesterov_ = false;
   bool masking_ = false;
+  std::vector<std::string> kept_;
 };
 REGISTER_KERNEL_BUILDER(Name("HorovodDgcFinish").Device(DEVICE_CPU), FinishOp);
 

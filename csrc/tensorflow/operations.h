@@ -1,7 +1,7 @@
 // What the TensorFlow operations share: how they read their inputs, and the state of one variable.
 //
-//   Propose -> payload -> (a collective of Horovod) ----------------> Finish
-//          -> Nonfinite -> (one more for the step) -> Conclude -> skipped -^
+//   [Open -> (a collective of Horovod) ->] Propose -> payload -> (a collective) -------------> Finish
+//                                                -> Nonfinite -> (one for the step) -> Conclude -^
 //
 // A step is a transaction over all variables: Propose only reads the state, Conclude learns whether a
 // gradient was not finite on any rank, and Finish commits and decodes, or leaves all state as it was. They
@@ -12,13 +12,14 @@
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "arrays.h"
-#include "layout.h"
+#include "codec.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/resource_mgr.h"
 #include "tensorflow/core/framework/resource_var.h"
@@ -36,16 +37,27 @@ using tensorflow::Var;
 constexpr int64_t kThreadedElements = 1 << 20;
 
 // Columns of the int64 matrix `counts`; its row 0 holds totals, its row 1 the latest step.
-enum Count { kSteps, kSkipped, kSent, kControl, kDense, kNonzero, kEncode, kDecode, kCounts };
+enum Count { kSteps, kSkipped, kSent, kControl, kDense, kNonzero, kOverflow, kEncode, kDecode, kCounts };
 
 // Elements of the float64 vector `applied`, which carries a proposal's arithmetic to Finish.
-enum Applied { kUnscale, kMomentum, kVelocityScale, kRate, kFinite, kEncodeNanoseconds, kEnded, kApplied };
+enum Applied {
+  kUnscale,
+  kMomentum,
+  kVelocityScale,
+  kRate,
+  kFinite,
+  kWaiting,
+  kEncodeNanoseconds,
+  kEnded,
+  kApplied
+};
 
 // What Conclude counts for the whole step, in the int64 vector `progress`.
 enum Progress { kStepsDone, kStepsSkipped, kWait, kLastWait, kProgress };
 
-// How the bytes that arrive at Finish are to be read.
-enum class Message { payloads, float32, float16 };
+// How the bytes that arrive at Finish are to be read: the payloads of all ranks, one after another; the sum of
+// their dense forms, in float32; or the sum of the payloads themselves, in either type.
+enum class Message { payloads, dense, float32, float16 };
 
 inline int64_t now() {
   using std::chrono::steady_clock;
@@ -92,62 +104,80 @@ inline const uint8_t* bytes_of(const Tensor& tensor) {
   return reinterpret_cast<const uint8_t*>(tensor.tensor_data().data());
 }
 
-// How one variable travels: what does not change from step to step, and the number of coordinates sent in
-// each stage of the density schedule.
+// How one variable travels: its codec in each stage of the density schedule, and what its random numbers follow
+// from.
 class Plan {
  public:
   explicit Plan(OpKernelConstruction* context) {
-    int indices = 0;
-    int values = 0;
-    OP_REQUIRES_OK(context, context->GetAttr("numel", &numel_));
-    OP_REQUIRES_OK(context, context->GetAttr("sent", &sent_));
-    OP_REQUIRES_OK(context, context->GetAttr("indices", &indices));
-    OP_REQUIRES_OK(context, context->GetAttr("values", &values));
-    indices_ = static_cast<IndexCoder>(indices);
-    values_ = static_cast<ValueCoder>(values);
-  }
-
-  int64_t numel() const { return numel_; }
-
-  // Throws std::invalid_argument for a stage that the plan does not have.
-  Layout layout(int64_t stage) const {
-    if (stage < 0 || stage >= static_cast<int64_t>(sent_.size()))
-      throw std::invalid_argument("stage is " + std::to_string(stage) + "; allowed: 0 to " +
-                                  std::to_string(static_cast<int64_t>(sent_.size()) - 1));
-    return Layout(static_cast<size_t>(numel_), static_cast<size_t>(sent_[static_cast<size_t>(stage)]),
-                  indices_, values_);
-  }
-
- private:
-  int64_t numel_ = 0;
-  std::vector<int64_t> sent_;
-  IndexCoder indices_ = IndexCoder::elias_fano;
-  ValueCoder values_ = ValueCoder::float32;
-};
-
-// The state of one variable: residual and counts, and, with momentum correction, velocity and the learning
-// rate in whose units the velocity stands. Its locks are held for as long as the object lives.
-class State {
- public:
-  // Its handles are the operation's last inputs, from `first` on.
-  State(OpKernelContext* context, int first, int64_t numel) {
-    held_.reserve(static_cast<size_t>(context->num_inputs() - first));
-    for (int i = first; i < context->num_inputs(); ++i) held_.emplace_back(variable_of(context, i));
-    const int64_t expected[] = {numel, 2 * kCounts, numel, 1};
-    for (size_t i = 0; i < held_.size(); ++i) {
-      const int64_t elements = tensor(i)->NumElements();
-      if (elements != expected[i])
-        throw std::invalid_argument("state " + std::to_string(i) + " of a variable of " +
-                                    std::to_string(numel) + " elements has " + std::to_string(elements) +
-                                    "; allowed: " + std::to_string(expected[i]));
+    std::vector<std::string> descriptions;
+    OP_REQUIRES_OK(context, context->GetAttr("codecs", &descriptions));
+    OP_REQUIRES_OK(context, context->GetAttr("seed", &seed_));
+    OP_REQUIRES_OK(context, context->GetAttr("number", &number_));
+    OP_REQUIRES_OK(context, context->GetAttr("rank", &rank_));
+    try {
+      for (const std::string& description : descriptions) codecs_.push_back(make_codec(description));
+    } catch (const std::invalid_argument& error) {
+      context->SetStatus(absl::InvalidArgumentError(error.what()));
     }
   }
 
-  bool has_velocity() const { return held_.size() > 2; }
-  float* residual() { return tensor(0)->flat<float>().data(); }
-  int64_t* counts() { return tensor(1)->flat<int64_t>().data(); }
-  float* velocity() { return has_velocity() ? tensor(2)->flat<float>().data() : nullptr; }
-  float* rate() { return tensor(3)->flat<float>().data(); }
+  // Throws std::invalid_argument for a stage that the plan does not have.
+  const Codec& codec(int64_t stage) const {
+    if (stage < 0 || stage >= static_cast<int64_t>(codecs_.size()))
+      throw std::invalid_argument("stage is " + std::to_string(stage) + "; allowed: 0 to " +
+                                  std::to_string(static_cast<int64_t>(codecs_.size()) - 1));
+    return *codecs_[static_cast<size_t>(stage)];
+  }
+
+  int64_t numel() const { return static_cast<int64_t>(codecs_.front()->n()); }
+
+  // opened: what came back from the opening round, a vector without elements where there is none.
+  Context context_of(int64_t step, const Codec& codec, const Tensor* opened, int threads) const {
+    Context context;
+    context.randomness = Randomness(static_cast<uint64_t>(seed_), static_cast<uint64_t>(number_),
+                                    static_cast<uint64_t>(step), static_cast<uint64_t>(rank_));
+    context.threads = threads;
+    if (opened == nullptr) return context;
+    if (static_cast<size_t>(opened->NumElements()) != codec.opening().count)
+      throw std::invalid_argument("opened has " + std::to_string(opened->NumElements()) +
+                                  " elements; allowed: " + std::to_string(codec.opening().count));
+    context.opened = opened->flat<float>().data();
+    return context;
+  }
+
+ private:
+  std::vector<std::shared_ptr<const Codec>> codecs_;
+  int64_t seed_ = 0;
+  int64_t number_ = 0;
+  int64_t rank_ = 0;
+};
+
+// What is kept of one variable from step to step. Its locks are held for as long as the object lives.
+class State {
+ public:
+  // Its handles are the operation's last inputs, from `first` on: counts, and then those of residual, velocity
+  // (with the learning rate in whose units it stands) and the codec's memory that `kept` names.
+  State(OpKernelContext* context, int first, const std::vector<std::string>& kept, const Plan& plan) {
+    held_.reserve(static_cast<size_t>(context->num_inputs() - first));
+    for (int i = first; i < context->num_inputs(); ++i) held_.emplace_back(variable_of(context, i));
+    counts_ = take("counts", 2 * kCounts);
+    const Codec& codec = plan.codec(0);
+    for (const std::string& name : kept) {
+      if (name == "residual") residual_ = take("residual", plan.numel());
+      if (name == "velocity") velocity_ = take("velocity", plan.numel());
+      if (name == "rate") rate_ = take("rate", 1);
+      if (name == "memory") memory_ = take("memory", static_cast<int64_t>(codec.memory()));
+    }
+    if ((memory_ == kNone) != (codec.memory() == 0))
+      throw std::invalid_argument("memory is missing, or kept for a codec that has none");
+  }
+
+  bool has_velocity() const { return velocity_ != kNone; }
+  int64_t* counts() { return tensor(counts_)->flat<int64_t>().data(); }
+  float* residual() { return floats(residual_); }
+  float* velocity() { return floats(velocity_); }
+  float* rate() { return floats(rate_); }
+  float* memory() { return floats(memory_); }
 
   // A value that somebody has read shares its memory with the variable: what is written from now on is a
   // copy.
@@ -172,9 +202,28 @@ class State {
     tensorflow::core::RefCountPtr<Var> variable;
   };
 
+  static constexpr size_t kNone = ~size_t{0};
+
   Tensor* tensor(size_t i) { return held_[i].variable->tensor(); }
+  float* floats(size_t i) { return i == kNone ? nullptr : tensor(i)->flat<float>().data(); }
+
+  // Position of the next handle, whose variable must have so many elements.
+  size_t take(const char* name, int64_t expected) {
+    if (taken_ == held_.size()) throw std::invalid_argument(std::string(name) + " is missing");
+    const int64_t elements = tensor(taken_)->NumElements();
+    if (elements != expected)
+      throw std::invalid_argument(std::string(name) + " has " + std::to_string(elements) +
+                                  " elements; allowed: " + std::to_string(expected));
+    return taken_++;
+  }
 
   std::vector<Held> held_;
+  size_t taken_ = 0;
+  size_t counts_ = kNone;
+  size_t residual_ = kNone;
+  size_t velocity_ = kNone;
+  size_t rate_ = kNone;
+  size_t memory_ = kNone;
 };
 
 // Base of the operations: what is thrown becomes the operation's error.

@@ -1,5 +1,4 @@
 // Selecting and coding one variable's gradient as graph operations.
-#include "decode.h"
 #include "norms.h"
 #include "operations.h"
 #include "proposal.h"
@@ -57,24 +56,122 @@ class SumSquaresOp : public Operation {
 };
 REGISTER_KERNEL_BUILDER(Name("HorovodDgcSumSquares").Device(DEVICE_CPU), SumSquaresOp);
 
-REGISTER_OP("HorovodDgcPropose")
-    .Attr("T: {float, half, bfloat16}")
-    .Attr("K: int >= 2")
-    .Attr("identity: int")
-    .Attr("label: string")
-    .Attr("numel: int")
-    .Attr("starts: list(int)")
-    .Attr("sent: list(int)")
-    .Attr("indices: int")
-    .Attr("values: int")
-    .Attr("nesterov: bool")
+// What Open and Propose have in common: the arithmetic of the step, read from the inputs
+//   gradient, variable, unscale, momentum, rate, opened, state...
+class ArithmeticOp : public Operation {
+ public:
+  explicit ArithmeticOp(OpKernelConstruction* context) : Operation(context), plan_(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("identity", &identity_));
+    OP_REQUIRES_OK(context, context->GetAttr("label", &label_));
+    OP_REQUIRES_OK(context, context->GetAttr("starts", &starts_));
+    OP_REQUIRES_OK(context, context->GetAttr("kept", &kept_));
+    OP_REQUIRES_OK(context, context->GetAttr("nesterov", &nesterov_));
+  }
+
+ protected:
+  struct Arithmetic {
+    State state;
+    int64_t stage;
+    const Codec& codec;
+    Update update;
+    Arrays arrays;
+    dgc::Context context;
+  };
+
+  Arithmetic read(OpKernelContext* context, bool opened) const {
+    const Tensor& gradient = context->input(0);
+    const int64_t n = plan_.numel();
+    if (gradient.NumElements() != n)
+      throw std::invalid_argument("the gradient of " + label_ + " has " +
+                                  std::to_string(gradient.NumElements()) +
+                                  " elements; allowed: " + std::to_string(n));
+    if (identity_of(variable_of(context, 1).get()) != identity_)
+      throw std::invalid_argument(
+          "a gradient taken for that of " + label_ +
+          " belongs to a variable of another model: each model and each optimizer needs a "
+          "horovod_dgc.tensorflow.Compression of its own");
+    State state(context, 6, kept_, plan_);
+    const double unscale = context->input(2).scalar<double>()();
+    double momentum = 0.0;
+    double velocity_scale = 1.0;
+    if (state.has_velocity()) {
+      momentum = context->input(3).scalar<double>()();
+      // The velocity stands in units of the gradient, and the optimizer multiplies what it is given by
+      // today's learning rate. Momentum that was gathered at another rate is worth what it was worth then.
+      const auto today = static_cast<float>(context->input(4).scalar<double>()());  // as the state keeps it
+      if (*state.rate() > 0 && today > 0) velocity_scale = static_cast<double>(*state.rate()) / today;
+    }
+    const int64_t step = state.counts()[kSteps];
+    const auto stage = std::upper_bound(starts_.begin(), starts_.end(), step) - starts_.begin() - 1;
+    const Codec& codec = plan_.codec(stage);
+    Arrays arrays;
+    arrays.n = static_cast<size_t>(n);
+    arrays.grad = data_of(gradient);
+    arrays.grad_type = scalar_of(gradient.dtype());
+    arrays.residual = state.residual();
+    arrays.velocity = state.velocity();
+    const Tensor* agreed = opened ? &context->input(5) : nullptr;
+    dgc::Context settings = plan_.context_of(step, codec, agreed, threads_for(context, n));
+    settings.memory = state.memory();
+    const Update update(unscale, 0.0, momentum, 0.0, nesterov_, velocity_scale);
+    return {std::move(state), stage, codec, update, arrays, settings};
+  }
+
+ private:
+  Plan plan_;
+  int64_t identity_ = 0;
+  std::string label_;
+  std::vector<int64_t> starts_;
+  std::vector<std::string> kept_;
+  bool nesterov_ = false;
+};
+
+#define HOROVOD_DGC_ARITHMETIC(op)  \
+  op.Attr("T: {float, half, bfloat16}") \
+      .Attr("K: int >= 1")          \
+      .Attr("identity: int")        \
+      .Attr("label: string")        \
+      .Attr("starts: list(int)")    \
+      .Attr("kept: list(string)")   \
+      .Attr("codecs: list(string)") \
+      .Attr("seed: int")            \
+      .Attr("number: int")          \
+      .Attr("rank: int")            \
+      .Attr("nesterov: bool")       \
+      .Input("gradient: T")         \
+      .Input("variable: resource")  \
+      .Input("unscale: double")     \
+      .Input("momentum: double")    \
+      .Input("rate: double")        \
+      .Input("opened: float")       \
+      .Input("state: K * resource")
+
+HOROVOD_DGC_ARITHMETIC(REGISTER_OP("HorovodDgcOpen"))
+    .Output("opening: float")
+    .SetIsStateful()
+    .SetShapeFn([](InferenceContext* c) {
+      c->set_output(0, c->Vector(InferenceContext::kUnknownDim));
+      return absl::OkStatus();
+    })
+    .Doc("This worker's part of a codec's opening round; arguments as for HorovodDgcPropose, opened unused.");
+
+class OpenOp : public ArithmeticOp {
+ public:
+  using ArithmeticOp::ArithmeticOp;
+
+ protected:
+  void run(OpKernelContext* context) override {
+    const Arithmetic a = read(context, false);
+    Options options;
+    options.threads = a.context.threads;
+    Tensor* opening = output(context, 0, TensorShape({static_cast<int64_t>(a.codec.opening().count)}));
+    open(a.codec, a.update, a.arrays, options, a.context, opening->flat<float>().data());
+  }
+};
+REGISTER_KERNEL_BUILDER(Name("HorovodDgcOpen").Device(DEVICE_CPU), OpenOp);
+
+HOROVOD_DGC_ARITHMETIC(REGISTER_OP("HorovodDgcPropose"))
     .Attr("sample_ratio: float")
-    .Input("gradient: T")
-    .Input("variable: resource")
-    .Input("unscale: double")
-    .Input("momentum: double")
-    .Input("rate: double")
-    .Input("state: K * resource")
     .Output("payload: uint8")
     .Output("stage: int64")
     .Output("applied: double")
@@ -88,118 +185,80 @@ REGISTER_OP("HorovodDgcPropose")
     .Doc(R"doc(
 Selects and codes what one variable sends in this step; changes no state.
 
-gradient: any shape, `numel` elements.
-variable: the variable that the gradient belongs to, checked against `identity`.
-state: residual float32 [numel], counts int64 [2, 8]; with momentum correction also velocity float32 [numel] and
-  rate float32 [], the learning rate in whose units the velocity stands.
+identity, label: HorovodDgcIdentity's answer for the variable that this operation was made for, and its name.
+starts: number of steps done at which each stage of the density schedule begins, ascending from 0.
+codecs: for each stage, the codec's description. seed, number, rank: what random numbers follow from.
+kept: what of residual, velocity, rate and memory follows counts in `state`, in this order. counts int64 [2, 9],
+  residual and velocity float32 [numel], rate float32 [], the learning rate in whose units the velocity stands.
 unscale, momentum, rate: factor of the gradient, momentum, and learning rate of this step.
-starts, sent: first step of each stage of the density schedule, and the coordinates sent in it.
-payload: of Layout(numel, sent[stage], indices, values).
-applied: what Finish needs to commit this proposal.
+opened: what came back from the opening round; without elements where there is none.
+payload: its length depends on the stage only. applied: float64 [9], for HorovodDgcFinish.
 )doc");
 
-class ProposeOp : public Operation {
+#undef HOROVOD_DGC_ARITHMETIC
+
+class ProposeOp : public ArithmeticOp {
  public:
-  explicit ProposeOp(OpKernelConstruction* context) : Operation(context), plan_(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("identity", &identity_));
-    OP_REQUIRES_OK(context, context->GetAttr("label", &label_));
-    OP_REQUIRES_OK(context, context->GetAttr("starts", &starts_));
-    OP_REQUIRES_OK(context, context->GetAttr("nesterov", &nesterov_));
+  explicit ProposeOp(OpKernelConstruction* context) : ArithmeticOp(context) {
     OP_REQUIRES_OK(context, context->GetAttr("sample_ratio", &sample_ratio_));
   }
 
  protected:
   void run(OpKernelContext* context) override {
     const int64_t began = now();
-    const Tensor& gradient = context->input(0);
-    const int64_t n = plan_.numel();
-    if (gradient.NumElements() != n)
-      throw std::invalid_argument("the gradient of " + label_ + " has " +
-                                  std::to_string(gradient.NumElements()) +
-                                  " elements; allowed: " + std::to_string(n));
-    if (identity_of(variable_of(context, 1).get()) != identity_)
-      throw std::invalid_argument(
-          "a gradient taken for that of " + label_ +
-          " belongs to a variable of another model: each model and each optimizer needs a "
-          "horovod_dgc.tensorflow.Compression of its own");
-    State state(context, 5, n);
-
-    const double unscale = context->input(2).scalar<double>()();
-    const double rate = context->input(4).scalar<double>()();
-    double momentum = 0.0;
-    double velocity_scale = 1.0;
-    if (state.has_velocity()) {
-      momentum = context->input(3).scalar<double>()();
-      // The velocity stands in units of the gradient, and the optimizer multiplies what it is given by
-      // today's learning rate. Momentum that was gathered at another rate is worth what it was worth then.
-      const auto today = static_cast<float>(rate);  // the precision in which the state keeps it
-      if (*state.rate() > 0 && today > 0) velocity_scale = static_cast<double>(*state.rate()) / today;
-    }
-    const int64_t step = state.counts()[kSteps];
-    const auto stage = std::upper_bound(starts_.begin(), starts_.end(), step) - starts_.begin() - 1;
-    const Layout layout = plan_.layout(stage);
-    const Update update(unscale, 0.0, momentum, 0.0, nesterov_, velocity_scale);
-    Arrays arrays;
-    arrays.n = static_cast<size_t>(n);
-    arrays.grad = data_of(gradient);
-    arrays.grad_type = scalar_of(gradient.dtype());
-    arrays.residual = state.residual();
-    arrays.velocity = state.velocity();
+    const Arithmetic a = read(context, true);
     Options options;
     options.sample_ratio = sample_ratio_;
-    options.threads = threads_for(context, n);
-    const Proposal proposal = propose(layout, update, arrays, options);
+    options.threads = a.context.threads;
+    const Proposal proposal = propose(a.codec, a.update, a.arrays, options, a.context);
 
     Tensor* payload = output(context, 0, TensorShape({static_cast<int64_t>(proposal.payload.size())}));
     std::copy(proposal.payload.begin(), proposal.payload.end(), static_cast<uint8_t*>(data_of(*payload)));
-    output(context, 1, {})->scalar<int64_t>()() = stage;
+    output(context, 1, {})->scalar<int64_t>()() = a.stage;
     auto out = output(context, 2, TensorShape({kApplied}))->vec<double>();
     const int64_t ended = now();
-    out(kUnscale) = unscale;
-    out(kMomentum) = momentum;
-    out(kVelocityScale) = velocity_scale;
-    out(kRate) = rate;
+    out(kUnscale) = a.update.unscale;
+    out(kMomentum) = a.update.momentum;
+    out(kVelocityScale) = a.update.velocity_scale;
+    out(kRate) = context->input(4).scalar<double>()();
     out(kFinite) = proposal.finite ? 1.0 : 0.0;
+    out(kWaiting) = static_cast<double>(proposal.overflow);
     out(kEncodeNanoseconds) = static_cast<double>(ended - began);
     out(kEnded) = static_cast<double>(ended);
   }
 
  private:
-  Plan plan_;
-  int64_t identity_ = 0;
-  std::string label_;
-  std::vector<int64_t> starts_;
-  bool nesterov_ = false;
   float sample_ratio_ = 0;
 };
 REGISTER_KERNEL_BUILDER(Name("HorovodDgcPropose").Device(DEVICE_CPU), ProposeOp);
 
 REGISTER_OP("HorovodDgcMasked")
-    .Attr("numel: int")
-    .Attr("sent: list(int)")
-    .Attr("indices: int")
-    .Attr("values: int")
+    .Attr("codecs: list(string)")
+    .Attr("seed: int")
+    .Attr("number: int")
+    .Attr("rank: int")
     .Input("payload: uint8")
     .Input("stage: int64")
+    .Input("opened: float")
     .Output("dense: float")
     .SetShapeFn([](InferenceContext* c) {
-      int64_t numel = 0;
-      TF_RETURN_IF_ERROR(c->GetAttr("numel", &numel));
-      c->set_output(0, c->Vector(numel));
+      c->set_output(0, c->Vector(InferenceContext::kUnknownDim));
       return absl::OkStatus();
     })
     .Doc("A payload as a dense vector with zeros where nothing is sent: its form for an allreduce.");
 
+// Only for codecs whose payloads cannot be summed: those decode without knowing the step.
 class MaskedOp : public Operation {
  public:
   explicit MaskedOp(OpKernelConstruction* context) : Operation(context), plan_(context) {}
 
  protected:
   void run(OpKernelContext* context) override {
-    const Layout layout = plan_.layout(context->input(1).scalar<int64_t>()());
+    const Codec& codec = plan_.codec(context->input(1).scalar<int64_t>()());
     auto* dense = static_cast<float*>(data_of(*output(context, 0, TensorShape({plan_.numel()}))));
     std::fill(dense, dense + plan_.numel(), 0.0f);
-    add_valid(layout, bytes_of(context->input(0)), 1, dense, 1.0f, threads_for(context, plan_.numel()));
+    codec.add(bytes_of(context->input(0)), 1, dense, 1.0f,
+              plan_.context_of(0, codec, &context->input(2), threads_for(context, plan_.numel())));
   }
 
  private:

@@ -12,7 +12,7 @@ namespace dgc {
 namespace {
 
 constexpr IndexCoder kIndexCoders[] = {IndexCoder::elias_fano, IndexCoder::runlength16, IndexCoder::int32};
-constexpr ValueCoder kValueCoders[] = {ValueCoder::float32, ValueCoder::float16, ValueCoder::bfloat16,
+const ValueCoder kValueCoders[] = {ValueCoder::float32, ValueCoder::float16, ValueCoder::bfloat16,
                                        ValueCoder::int8, ValueCoder::int4};
 
 std::vector<uint8_t> payloads_of(const Layout& layout, size_t count, std::vector<float>* sum, float scale) {
@@ -36,7 +36,7 @@ TEST(DecodeAdd, IsTheSumInPayloadOrderForAnyThreadCount) {
                                     {300007, 300007, 2},
                                     {700, 2, 70000}}) {
     for (const IndexCoder indices : kIndexCoders) {
-      for (const ValueCoder values : kValueCoders) {
+      for (const ValueCoder& values : kValueCoders) {
         if (count > 100 && (indices != IndexCoder::elias_fano || values != ValueCoder::float32)) continue;
         const Layout layout(n, k, indices, values);
         const std::vector<float> before = test::normal(n, 9);

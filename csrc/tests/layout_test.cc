@@ -12,7 +12,7 @@ namespace dgc {
 namespace {
 
 constexpr IndexCoder kIndexCoders[] = {IndexCoder::elias_fano, IndexCoder::runlength16, IndexCoder::int32};
-constexpr ValueCoder kValueCoders[] = {ValueCoder::float32, ValueCoder::float16, ValueCoder::bfloat16,
+const ValueCoder kValueCoders[] = {ValueCoder::float32, ValueCoder::float16, ValueCoder::bfloat16,
                                        ValueCoder::int8, ValueCoder::int4};
 
 std::string refusal(size_t n, size_t k, IndexCoder coder) {
@@ -50,7 +50,7 @@ void for_each_layout(const Check& check) {
       if (k > n || (n == 0) != (k == 0)) continue;
       for (const IndexCoder indices : kIndexCoders) {
         if (indices == IndexCoder::runlength16 && k < (n + 65535) / 65536) continue;
-        for (const ValueCoder values : kValueCoders) check(Layout(n, k, indices, values));
+        for (const ValueCoder& values : kValueCoders) check(Layout(n, k, indices, values));
         if (testing::Test::HasFatalFailure()) return;
       }
     }
@@ -109,7 +109,7 @@ TEST(Layout, PoisonIsAValidPayloadOfNan) {
 
 TEST(Layout, ClusteredDataLosesNothingWithRunLengths) {
   const size_t n = 1 << 20, k = 20;
-  for (const ValueCoder coder : kValueCoders) {
+  for (const ValueCoder& coder : kValueCoders) {
     const Layout layout(n, k, IndexCoder::runlength16, coder);
     std::vector<uint32_t> chosen(k);
     std::iota(chosen.begin(), chosen.end(), static_cast<uint32_t>(n - k));

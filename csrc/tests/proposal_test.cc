@@ -12,7 +12,7 @@ namespace dgc {
 namespace {
 
 constexpr IndexCoder kIndexCoders[] = {IndexCoder::elias_fano, IndexCoder::runlength16, IndexCoder::int32};
-constexpr ValueCoder kValueCoders[] = {ValueCoder::float32, ValueCoder::float16, ValueCoder::bfloat16,
+const ValueCoder kValueCoders[] = {ValueCoder::float32, ValueCoder::float16, ValueCoder::bfloat16,
                                        ValueCoder::int8, ValueCoder::int4};
 
 // The arrays of a step; g and w are kept in the element type asked for.
@@ -92,7 +92,7 @@ void check_step(const Layout& layout, const Update& update, const State& before,
   std::vector<float> u, v;
   reference_update(before, update, &u, &v);
   State s = before;
-  const Proposal p = propose(layout, update, s.arrays(), options);
+  const Proposal p = propose(*largest(layout), update, s.arrays(), options);
   ASSERT_TRUE(p.finite);
   ASSERT_TRUE(s.same_as(before)) << "propose must not write";
   const std::vector<uint32_t> chosen = test::best(v, layout.k());
@@ -108,7 +108,7 @@ void check_step(const Layout& layout, const Update& update, const State& before,
   p.masked(masked.data());
   for (size_t i = 0; i < layout.n(); ++i) ASSERT_EQ(decoded[i], masked[i]);
 
-  commit(p, update, s.arrays(), options);
+  commit(*largest(layout), p, update, s.arrays(), options);
   for (size_t j = 0; j < layout.k(); ++j) {
     const uint32_t i = chosen[j];
     ASSERT_EQ(p.sent[j], decoded[i]);
@@ -131,7 +131,7 @@ void check_step(const Layout& layout, const Update& update, const State& before,
   }
 
   State one_pass = before;
-  const Proposal e = encode(layout, update, one_pass.arrays(), options);
+  const Proposal e = encode(*largest(layout), update, one_pass.arrays(), options);
   ASSERT_EQ(e.payload, p.payload);
   ASSERT_EQ(e.indices, p.indices);
   ASSERT_TRUE(test::same_bits(e.sent, p.sent));
@@ -189,7 +189,7 @@ TEST(Proposal, EveryCoderKeepsWhatItDoesNotSend) {
   for (const size_t n : {65537u, 150001u}) {
     for (const size_t k : {size_t{6}, n / 1000, n / 4, n - 1, n}) {
       for (const IndexCoder indices : kIndexCoders) {
-        for (const ValueCoder values : kValueCoders) {
+        for (const ValueCoder& values : kValueCoders) {
           const State s(n);
           check_step(Layout(n, k, indices, values), Update(1.0, 0.0, 0.9), s,
                      with_threads(2, k % 2 == 0, true));
@@ -226,7 +226,7 @@ TEST(Proposal, ClusteredDataWithRunLengthsArrivesInTheEnd) {
   const std::vector<float> wanted = s.residual;
   std::vector<float> received(n, 0.0f);
   for (int step = 0; step < 40; ++step) {
-    const Proposal p = encode(layout, Update(), s.arrays(), Options());
+    const Proposal p = encode(*largest(layout), Update(), s.arrays(), Options());
     decode_add(layout, p.payload.data(), 1, received.data(), 1.0f, 1);
     for (size_t i = 0; i < n; ++i) ASSERT_EQ(received[i] + s.residual[i], wanted[i]);
   }
@@ -235,7 +235,7 @@ TEST(Proposal, ClusteredDataWithRunLengthsArrivesInTheEnd) {
 
 TEST(Proposal, NothingIsLostOverManySteps) {
   const size_t n = 4096;
-  for (const ValueCoder values : kValueCoders) {
+  for (const ValueCoder& values : kValueCoders) {
     const Layout layout(n, 40, IndexCoder::elias_fano, values);
     State s(n);
     s.use_velocity = false;
@@ -243,7 +243,7 @@ TEST(Proposal, NothingIsLostOverManySteps) {
     for (unsigned step = 0; step < 50; ++step) {
       s.grad = test::normal(n, 100 + step);
       for (size_t i = 0; i < n; ++i) wanted[i] += static_cast<double>(s.grad[i]);
-      const Proposal p = encode(layout, Update(), s.arrays(), Options());
+      const Proposal p = encode(*largest(layout), Update(), s.arrays(), Options());
       for (size_t j = 0; j < p.sent.size(); ++j) received[p.indices[j]] += static_cast<double>(p.sent[j]);
     }
     for (size_t i = 0; i < n; ++i)
@@ -267,12 +267,12 @@ TEST(Proposal, WhatIsNotFiniteChangesNothing) {
             (where == 0 ? s.grad : s.weights)[place] = bad;
             const State before = s;
             const Update update(1.0, where == 1 ? 1e-4 : 0.0, 0.9);
-            const Proposal p = propose(layout, update, s.arrays(), with_threads(2));
+            const Proposal p = propose(*largest(layout), update, s.arrays(), with_threads(2));
             EXPECT_FALSE(p.finite);
             EXPECT_EQ(p.payload, layout.poison());
             EXPECT_TRUE(std::isnan(p.sent[0]));
             EXPECT_TRUE(s.same_as(before));
-            const Proposal e = encode(layout, update, s.arrays(), with_threads(2, true, true));
+            const Proposal e = encode(*largest(layout), update, s.arrays(), with_threads(2, true, true));
             EXPECT_FALSE(e.finite);
             EXPECT_EQ(e.payload, layout.poison());
             ASSERT_TRUE(s.same_as(before));
@@ -288,8 +288,8 @@ TEST(Proposal, StateThatIsNotFiniteIsSeen) {
   for (const bool in_velocity : {false, true}) {
     State s(30000);
     (in_velocity ? s.velocity : s.residual)[29999] = std::numeric_limits<float>::quiet_NaN();
-    EXPECT_FALSE(propose(layout, Update(1.0, 0.0, 0.9), s.arrays(), Options()).finite);
-    EXPECT_FALSE(encode(layout, Update(1.0, 0.0, 0.9), s.arrays(), Options()).finite);
+    EXPECT_FALSE(propose(*largest(layout), Update(1.0, 0.0, 0.9), s.arrays(), Options()).finite);
+    EXPECT_FALSE(encode(*largest(layout), Update(1.0, 0.0, 0.9), s.arrays(), Options()).finite);
   }
 }
 
@@ -299,7 +299,7 @@ TEST(Proposal, OverflowOfLargeGradientsChangesNothing) {
   s.grad[777] = 3e38f;
   s.residual[777] = 3e38f;
   const State before = s;
-  EXPECT_FALSE(encode(layout, Update(1.0, 0.0, 0.9), s.arrays(), Options()).finite);
+  EXPECT_FALSE(encode(*largest(layout), Update(1.0, 0.0, 0.9), s.arrays(), Options()).finite);
   EXPECT_TRUE(s.same_as(before));
   s.residual[777] = -3e38f;
   const State huge = s;
@@ -309,11 +309,11 @@ TEST(Proposal, OverflowOfLargeGradientsChangesNothing) {
 TEST(Proposal, EmptyTensor) {
   const Layout layout(0, 0, IndexCoder::elias_fano, ValueCoder::float16);
   Arrays a;
-  const Proposal p = propose(layout, Update(), a, Options());
+  const Proposal p = propose(*largest(layout), Update(), a, Options());
   EXPECT_TRUE(p.finite);
   EXPECT_TRUE(p.payload.empty());
-  commit(p, Update(), a, Options());
-  EXPECT_TRUE(encode(layout, Update(), a, Options()).finite);
+  commit(*largest(layout), p, Update(), a, Options());
+  EXPECT_TRUE(encode(*largest(layout), Update(), a, Options()).finite);
 }
 
 }  // namespace

@@ -10,11 +10,11 @@
 namespace dgc {
 namespace {
 
-constexpr ValueCoder kCoders[] = {ValueCoder::float32, ValueCoder::float16, ValueCoder::bfloat16,
+const ValueCoder kCoders[] = {ValueCoder::float32, ValueCoder::float16, ValueCoder::bfloat16,
                                   ValueCoder::int8, ValueCoder::int4};
 const size_t kCounts[] = {0, 1, 2, 3, 255, 256, 257, 511, 1000};
 
-std::vector<uint8_t> encode(ValueCoder coder, const std::vector<float>& values, std::vector<float>* sent) {
+std::vector<uint8_t> encode(const ValueCoder& coder, const std::vector<float>& values, std::vector<float>* sent) {
   const size_t k = values.size();
   std::vector<uint8_t> bytes(value_bytes(coder, k) + 16, 0xa5);
   sent->assign(k + 1, 77.0f);
@@ -26,7 +26,7 @@ std::vector<uint8_t> encode(ValueCoder coder, const std::vector<float>& values, 
   return std::vector<uint8_t>(bytes.begin(), bytes.end() - 16);
 }
 
-std::vector<float> decode(ValueCoder coder, size_t k, const std::vector<uint8_t>& bytes) {
+std::vector<float> decode(const ValueCoder& coder, size_t k, const std::vector<uint8_t>& bytes) {
   std::vector<float> values(k);
   decode_values(coder, k, bytes.data(), 0, k, values.data());
   return values;
@@ -43,7 +43,7 @@ TEST(ValueBytes, FollowsTheFormulas) {
 }
 
 TEST(Values, SentIsExactlyWhatDecodingGives) {
-  for (const ValueCoder coder : kCoders) {
+  for (const ValueCoder& coder : kCoders) {
     for (const size_t k : kCounts) {
       for (const float scale : {1.0f, 1e-30f, 1e-44f, 1e-3f, 1e4f, 1e37f}) {
         const std::vector<float> values = test::normal(k, 1, scale);
@@ -73,7 +73,7 @@ TEST(Values, SentIsExactlyWhatDecodingGives) {
 }
 
 TEST(ScaledValues, AreNearestMultiplesOfTheChunkScale) {
-  for (const ValueCoder coder : {ValueCoder::int8, ValueCoder::int4}) {
+  for (const ValueCoder& coder : {ValueCoder::int8, ValueCoder::int4}) {
     const float codes = coder == ValueCoder::int8 ? 127.0f : 7.0f;
     std::vector<float> values = test::normal(1000, 2);
     for (size_t i = 256; i < 512; ++i) values[i] *= 1e-6f;  // a chunk of its own scale
@@ -101,7 +101,7 @@ TEST(ScaledValues, MatchAWorkedExample) {
 }
 
 TEST(ScaledValues, ZeroAndSubnormalChunksDecodeToZero) {
-  for (const ValueCoder coder : {ValueCoder::int8, ValueCoder::int4}) {
+  for (const ValueCoder& coder : {ValueCoder::int8, ValueCoder::int4}) {
     for (const float x : {0.0f, -0.0f, 1e-45f, -1e-40f, FLT_MIN}) {
       std::vector<float> sent;
       encode(coder, std::vector<float>(300, x), &sent);
@@ -111,7 +111,7 @@ TEST(ScaledValues, ZeroAndSubnormalChunksDecodeToZero) {
 }
 
 TEST(ScaledValues, LargestFloatStaysFinite) {
-  for (const ValueCoder coder : {ValueCoder::int8, ValueCoder::int4}) {
+  for (const ValueCoder& coder : {ValueCoder::int8, ValueCoder::int4}) {
     std::vector<float> sent;
     encode(coder, {FLT_MAX, -FLT_MAX, 1.0f}, &sent);
     for (const float s : sent) EXPECT_TRUE(std::isfinite(s));
@@ -120,7 +120,7 @@ TEST(ScaledValues, LargestFloatStaysFinite) {
 }
 
 TEST(Values, NanPoisons) {
-  for (const ValueCoder coder : kCoders) {
+  for (const ValueCoder& coder : kCoders) {
     std::vector<float> values = test::normal(600, 3);
     values[300] = std::numeric_limits<float>::quiet_NaN();
     std::vector<float> sent;

@@ -83,8 +83,8 @@ class Compression(tf.Module):  # type: ignore[misc]
         takeover = Takeover(optimizer, wanted=method.corrects_momentum)
         tensors = []
         for position, (name, variable) in enumerate(names.items()):
-            plan = method.plan(variable.shape)
-            tensors.append(Tensor(position, name, variable, takeover.momentum and plan.momentum == "local"))
+            plan = method.plan(variable.shape, outputs="last")
+            tensors.append(Tensor(position, name, variable, plan, takeover.momentum and plan.momentum == "local"))
         takeover.attach(tensors, {i: [known, raw(known)] for i, known in enumerate(given)})
         self.tensors = tensors
         with tf.device("CPU:0"):

@@ -20,7 +20,7 @@ from horovod_dgc.tensorflow.tensors import Tensor
 from horovod_dgc.transport import Transport
 
 # What travels and comes back, as csrc/tensorflow numbers it.
-PAYLOADS, SUM_OF_FLOAT32, SUM_OF_FLOAT16 = range(3)
+PAYLOADS, DENSE, SUM_OF_FLOAT32, SUM_OF_FLOAT16 = range(4)
 
 
 class Exchange:
@@ -32,38 +32,55 @@ class Exchange:
         self._gradient = gradient
         # The core reads no float64; what is sent of it has float32 precision at best.
         self._values = tf.cast(gradient, tf.float32) if gradient.dtype == tf.float64 else gradient
-        self._plans = [step.method.plan(tensor.variable.shape, start) for start in step.starts]
+        self._plans = [step.method.plan(tensor.variable.shape, start, "last") for start in step.starts]
         self._messages = [_message(plan, step.transport, step.call.workers) for plan in self._plans]
-        first = self._plans[0]
+        codecs = [plan.codec for plan in self._plans]
+        self._codec = codecs[0]
         self._coding = {
-            "numel": tensor.numel,
-            "sent": [plan.sent for plan in self._plans],
-            "indices": first.layout.indices.value,
-            "values": first.layout.values.value,
+            "codecs": [codec.description for codec in codecs],
+            "seed": step.method.seed,
+            "number": tensor.position,
+            "rank": step.call.process_set.rank(),
         }
         used = set(self._messages)
-        # Horovod's own allreduce can take what is summed in one and the same way in all stages.
-        self.carried = len(used) == 1 and PAYLOADS not in used and not step.call.grouped
+        # Horovod's own allreduce can take what is summed in one and the same way in all stages, unless its sign is
+        # wanted, which takes no account of the factors that the allreduce puts in.
+        self.carried = len(used) == 1 and PAYLOADS not in used and not step.call.grouped and not self._codec.votes
 
     def sum_squares(self) -> tf.Tensor:
         """Squared norm of the gradient as it came, a float64 scalar."""
         return library.horovod_dgc_sum_squares(self._values)
 
     def start(self, unscale: tf.Tensor, hyperparameters: Hyperparameters) -> None:
-        """Propose, and send what was proposed."""
-        self.payload, self._stage, self.applied = library.horovod_dgc_propose(
+        """Agree upon what the codec has to know beforehand, if it has, propose, and send what was proposed."""
+        inputs = (
             self._values,
             self._tensor.variable.handle,
             unscale,
             hyperparameters.momentum,
             hyperparameters.rate,
-            self._tensor.state,
-            identity=self._tensor.identity,
-            label=self._tensor.label,
-            starts=self._step.starts,
-            nesterov=self._step.nesterov,
-            sample_ratio=self._plans[0].sample_ratio,
+        )
+        arithmetic = {
+            "identity": self._tensor.identity,
+            "label": self._tensor.label,
+            "starts": self._step.starts,
+            "kept": self._tensor.kept,
+            "nesterov": self._step.nesterov,
             **self._coding,
+        }
+        self._opened = tf.zeros(0)
+        count, maximum = self._codec.opening
+        if count:
+            opening = library.horovod_dgc_open(*inputs, self._opened, self._tensor.state, **arithmetic)
+            self._opened = hvd.allreduce(
+                tf.ensure_shape(opening, [count]),
+                op=hvd.Max if maximum else hvd.Sum,
+                name=f"horovod_dgc_opening_{self._step.ordinal}_{self._tensor.position}",
+                ignore_name_scope=True,
+                process_set=self._step.call.process_set,
+            )
+        self.payload, self._stage, self.applied = library.horovod_dgc_propose(
+            *inputs, self._opened, self._tensor.state, sample_ratio=self._plans[0].sample_ratio, **arithmetic
         )
         self.outgoing = self._summand(self._messages[0]) if self.carried else self._send()
 
@@ -87,7 +104,9 @@ class Exchange:
             self._step.skipped,
             tf.ones(1) if self.carried else reduced,
             self._step.loss_scale,
+            self._opened,
             self._tensor.state,
+            kept=self._tensor.kept,
             nesterov=self._step.nesterov,
             masking=self._plans[0].masking,
             messages=self._messages,
@@ -114,9 +133,11 @@ class Exchange:
 
     def _summand(self, message: int) -> tf.Tensor:
         """The payload in a form that can be summed."""
-        if message == SUM_OF_FLOAT16:
-            return tf.bitcast(tf.reshape(self.payload, [-1, 2]), tf.float16)
-        return library.horovod_dgc_masked(self.payload, self._stage, **self._coding)
+        if message == DENSE:
+            dense = library.horovod_dgc_masked(self.payload, self._stage, self._opened, **self._coding)
+            return tf.ensure_shape(dense, [self._tensor.numel])
+        dtype = tf.float16 if message == SUM_OF_FLOAT16 else tf.float32
+        return tf.bitcast(tf.reshape(self.payload, [-1, dtype.size]), dtype)
 
 
 def _bytes(values: tf.Tensor) -> tf.Tensor:
@@ -126,6 +147,8 @@ def _bytes(values: tf.Tensor) -> tf.Tensor:
 def _message(plan: Plan, way: Transport | None, workers: int) -> int:
     if (way or transport.choose(plan, workers)) == "gather":
         return PAYLOADS
+    if plan.summable is None:
+        return DENSE
     return SUM_OF_FLOAT16 if plan.summable == np.float16 else SUM_OF_FLOAT32
 
 

@@ -7,34 +7,37 @@ from typing import Any
 
 import tensorflow as tf
 
+from horovod_dgc.method import Plan
 from horovod_dgc.stats import TensorStats
 from horovod_dgc.tensorflow.operations import library
 
 # Columns of `counts`, as csrc/tensorflow numbers them; row 0 holds totals, row 1 the latest step.
-STEPS, SKIPPED, SENT, CONTROL, DENSE, NONZERO, ENCODE, DECODE = range(8)
+STEPS, SKIPPED, SENT, CONTROL, DENSE, NONZERO, OVERFLOW, ENCODE, DECODE = range(9)
 
 
 class Tensor(tf.Module):  # type: ignore[misc]
     """A model variable with what compression keeps of it on this worker; all of it goes into checkpoints.
 
     Attributes:
-        residual: float32 (numel,): accumulated gradient that has not been sent.
+        residual: float32 (numel,): accumulated gradient that has not been sent; None for a method that keeps nothing.
         velocity: float32 (numel,) with momentum correction, else None.
         rate: float32 (): learning rate in whose units the velocity stands; 0 before the first step. None without
             momentum correction.
-        counts: int64 (2, 8).
+        memory: float32, one dimension: what the method's codec keeps besides; None if that is nothing.
+        counts: int64 (2, 9).
     """
 
-    def __init__(self, position: int, name: str, variable: tf.Variable, corrected: bool) -> None:
+    def __init__(self, position: int, name: str, variable: tf.Variable, plan: Plan, corrected: bool) -> None:
         super().__init__(name=f"tensor_{position}")
         self.position = position
         self.label = name
         self._model_variable = _Untracked(variable)
         self.numel = math.prod(variable.shape)
         with tf.device("CPU:0"):
-            self.residual = tf.Variable(tf.zeros(self.numel), trainable=False, name="residual")
-            self.counts = tf.Variable(tf.zeros((2, 8), tf.int64), trainable=False, name="counts")
-            self.velocity = tf.Variable(tf.zeros(self.numel), trainable=False, name="velocity") if corrected else None
+            self.residual = _zeros(self.numel, "residual") if plan.residual else None
+            self.memory = _zeros(plan.codec.memory, "memory") if plan.codec.memory else None
+            self.counts = tf.Variable(tf.zeros((2, 9), tf.int64), trainable=False, name="counts")
+            self.velocity = _zeros(self.numel, "velocity") if corrected else None
             self.rate = tf.Variable(0.0, trainable=False, name="rate") if corrected else None
             self.identity = int(library.horovod_dgc_identity(variable.handle))
 
@@ -53,10 +56,14 @@ class Tensor(tf.Module):  # type: ignore[misc]
         return self.rate is not None and bool(self.rate > 0)
 
     @property
+    def kept(self) -> list[str]:
+        """Which variables there are besides the counts, in the order in which the operations take them."""
+        return [name for name in ("residual", "velocity", "rate", "memory") if getattr(self, name) is not None]
+
+    @property
     def state(self) -> list[Any]:
-        """Resource handles in the order in which the operations take them."""
-        variables = [self.residual, self.counts, *([self.velocity, self.rate] if self.corrected else [])]
-        return [variable.handle for variable in variables]
+        """Resource handles of the counts and of what is kept."""
+        return [self.counts.handle, *(getattr(self, name).handle for name in self.kept)]
 
     def take_momentum(self, buffer: tf.Variable, rate: float, workers: int) -> None:
         """Go on from a Keras optimizer's momentum, minus the learning rate times the sum of ``workers`` velocities."""
@@ -69,7 +76,8 @@ class Tensor(tf.Module):  # type: ignore[misc]
     def measured(self) -> tuple[TensorStats, TensorStats]:
         """Counts in total, with the residual's norm as it stands, and of the latest step."""
         total, last = (_stats(row, self.numel) for row in self.counts.numpy())
-        total.residual_norm = math.sqrt(float(library.horovod_dgc_sum_squares(self.residual)))
+        if self.residual is not None:
+            total.residual_norm = math.sqrt(float(library.horovod_dgc_sum_squares(self.residual)))
         return total, last
 
 
@@ -78,6 +86,10 @@ class _Untracked:
 
     def __init__(self, value: tf.Variable) -> None:
         self.value = value
+
+
+def _zeros(count: int, name: str) -> tf.Variable:
+    return tf.Variable(tf.zeros(count), trainable=False, name=name)
 
 
 def _stats(row: Any, numel: int) -> TensorStats:
@@ -90,6 +102,7 @@ def _stats(row: Any, numel: int) -> TensorStats:
         dense=counts[DENSE],
         nonzero=counts[NONZERO],
         elements=counts[STEPS] * numel,
+        overflow=counts[OVERFLOW],
         encode=counts[ENCODE] / 1e9,
         decode=counts[DECODE] / 1e9,
     )

@@ -2,5 +2,6 @@
 
 from horovod_dgc.torch.checkpoint import load_checkpoint, save_checkpoint
 from horovod_dgc.torch.compression import Compression
+from horovod_dgc.torch.moments import SecondMoments
 
-__all__ = ["Compression", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Compression", "SecondMoments", "load_checkpoint", "save_checkpoint"]

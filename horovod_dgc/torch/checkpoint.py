@@ -21,7 +21,9 @@ from horovod_dgc.torch.compression import Compression
 
 # What is a rank's own, and not part of what all ranks have in common.
 PERSONAL = ("rank", "workers")
+# What is fitted to another number of workers, and what a checkpoint holds besides.
 FIELDS = ("residual", "velocity")
+SAVED = (*FIELDS, "memory")
 
 
 def save_checkpoint(folder: str | os.PathLike[str], compression: Compression, *, process_set: Any = None) -> int:
@@ -46,13 +48,13 @@ def save_checkpoint(folder: str | os.PathLike[str], compression: Compression, *,
     state = compression.state_dict()
     common = {key: value for key, value in state.items() if key not in PERSONAL}
     common["tensors"] = {
-        name: {**entry, **{field: None if entry[field] is None else "float32" for field in FIELDS}}
+        name: {**entry, **{field: None if entry[field] is None else "float32" for field in SAVED}}
         for name, entry in state["tensors"].items()
     }
     arrays = {
-        f"{field}:{name}": entry[field].cpu().numpy()
+        f"{field}:{name}": np.ascontiguousarray(entry[field].cpu().numpy())
         for name, entry in state["tensors"].items()
-        for field in FIELDS
+        for field in SAVED
         if entry[field] is not None
     }
     files.save(Path(folder), common, arrays, _group(compression, process_set, "call save_checkpoint()"))
@@ -72,7 +74,8 @@ def load_checkpoint(
     sum of the residuals, and of the velocities, of old ranks r, r + N', r + 2 N', ...; ranks without any start from
     zero. With ``op=hvd.Average`` the sums are multiplied by N' / N, since each worker's share of the average is then
     1 / N' and no longer 1 / N. Thus what is still to be applied is what it was, to one rounding of each element.
-    Velocities of exempt tensors are the same on all ranks, and stay so.
+    Velocities of exempt tensors are the same on all ranks, and stay so. What a method's codec keeps besides (second
+    moments, a low-rank basis) starts anew.
 
     Args:
         folder: as for :func:`save_checkpoint`.
@@ -140,6 +143,9 @@ def _read(
     for name, entry in state["tensors"].items():
         tensors[name] = dict(entry)
         aggregated = method.plan(entry["shape"], state["exchanges"]).momentum == "aggregated"
+        if entry["memory"] is not None:
+            kept = workers == saved and not alone
+            tensors[name]["memory"] = torch.from_numpy(shards[position].array(f"memory:{name}")) if kept else None
         for field in (field for field in FIELDS if entry[field] is not None):
             key = f"{field}:{name}"
             arrays = (shards[source].array(key) for source in sources)

@@ -14,12 +14,13 @@ import torch
 
 import horovod_dgc
 from horovod_dgc import _checks, agreement, sync
-from horovod_dgc.method import Method, checked
+from horovod_dgc.method import Method, Plan, checked
 from horovod_dgc.stats import Stats, TensorStats
 from horovod_dgc.torch import state as states
 from horovod_dgc.torch.backends import Backend, TorchBackend, backend_for
 from horovod_dgc.torch.collectives import gather_bytes
 from horovod_dgc.torch.exchange import Exchange
+from horovod_dgc.torch.moments import SecondMoments
 from horovod_dgc.torch.state import Loaded
 from horovod_dgc.torch.step import Step
 from horovod_dgc.torch.takeover import Takeover
@@ -49,6 +50,8 @@ class Compression:
         named_parameters: as for ``hvd.DistributedOptimizer``; None numbers them by parameter group.
         grad_scaler: the ``GradScaler`` in use, if any: residuals are then held in unscaled units. It is
             needed for every job whose loss is scaled, since the scale changes while residuals wait.
+        second_moments: of the model's gradients, for methods that weigh by them, such as ``VarianceBased``; None for
+            the squares of each step's gradient, which counts as one sample.
         transport: "auto" picks for each tensor the cheaper of gathered payloads and a dense allreduce
             of the masked tensor; "gather" and "allreduce" force one.
         backend: "auto" uses the C++ core for host memory and plain torch for other devices; "torch" forces
@@ -69,6 +72,7 @@ class Compression:
         named_parameters: Iterable[tuple[str, torch.nn.Parameter]] | None = None,
         *,
         grad_scaler: Any = None,
+        second_moments: SecondMoments | None = None,
         transport: str = "auto",
         backend: str = "auto",
         agreement_timeout: float = 600.0,
@@ -79,7 +83,10 @@ class Compression:
             raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         if grad_scaler is not None and not hasattr(grad_scaler, "get_scale"):
             raise ValueError(f"grad_scaler must be a GradScaler or None, got {grad_scaler!r}")
+        if second_moments is not None and not isinstance(second_moments, SecondMoments):
+            raise ValueError(f"second_moments must be a SecondMoments or None, got {second_moments!r}")
         self.method = method
+        self._second_moments = second_moments
         self._grad_scaler = grad_scaler
         self._transport = forced(transport)
         self._plain_torch = _checks.one_of("backend", backend, ("auto", "torch")) == "torch"
@@ -88,7 +95,12 @@ class Compression:
         names = _name(optimizer, named_parameters)
         for parameter in names.values():
             method.plan(parameter.shape)
-        self._tensors = [Tensor(name, parameter, self._backend(parameter)) for name, parameter in sorted(names.items())]
+        everything = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        numbers = {id(parameter): number for number, parameter in enumerate(everything)}
+        self._tensors = [
+            Tensor(numbers[id(parameter)], name, parameter, self._backend(parameter))
+            for name, parameter in sorted(names.items())
+        ]
         self._model_order = list(names)
         self._by_parameter = {id(tensor.parameter): tensor for tensor in self._tensors}
         self._following: dict[int, Tensor] = {}
@@ -163,9 +175,10 @@ class Compression:
         ``backward()`` and ``step()`` it is the state before that step. Counts of :meth:`stats` are not part of it.
 
         Returns:
-            Numbers, texts and, under ``"tensors"`` by parameter name, ``shape``, ``stepped``, ``residual`` and
-            ``velocity``: float32 in the parameter's shape, on its device, None where nothing has been exchanged yet
-            (always with one worker) or the optimizer keeps its momentum. As in torch, they are not copies.
+            Numbers, texts and, under ``"tensors"`` by parameter name, ``shape``, ``stepped``, ``residual``,
+            ``velocity`` and ``memory``: float32 on the parameter's device, the first two in its shape; None where
+            nothing has been exchanged yet (always with one worker), the optimizer keeps its momentum, or the method
+            keeps nothing else. As in torch, they are not copies.
         """
         process_set = self._members(None)
         return states.collect(
@@ -197,7 +210,7 @@ class Compression:
     def _prepare_load(self, state: Mapping[str, Any], process_set: Any) -> Callable[[], None]:
         """Check a state in full, and return what puts it in place and cannot fail."""
         states.check_header(state, self.method)
-        loaded = states.check_tensors(state, self._tensors, momentum=self._momentum)
+        loaded = states.check_tensors(state, self._tensors, self._plans(state["exchanges"]), momentum=self._momentum)
         process_set = self._members(process_set)
         place = (process_set.rank(), process_set.size())
         empty = states.is_empty(state)
@@ -231,12 +244,16 @@ class Compression:
         self._put(loaded, exchanges, reduction, process_set)
 
     def _put(self, loaded: Iterable[Loaded], exchanges: int, reduction: str | None, process_set: Any) -> None:
-        for entry in loaded:
-            entry.tensor.replace(entry.residual, entry.velocity, entry.stepped)
+        for entry, plan in zip(loaded, self._plans(exchanges)):
+            entry.put(plan)
         self._exchanges = exchanges
         self._reduction = reduction
         self._process_set = process_set
         self._unproven = True
+
+    def _plans(self, exchanges: int) -> list[Plan]:
+        """Of all tensors, in exchange number ``exchanges``."""
+        return [self.method.plan(tensor.parameter.shape, exchanges) for tensor in self._tensors]
 
     def _members(self, process_set: Any) -> Any:
         """The process set that is meant, as far as is known before the first exchange."""
@@ -310,6 +327,7 @@ class Compression:
             loss_scale=scale,
             expected=len(owner._requires_update),
             token_count=len(self._tensors),
+            second_moments=self._second_moments,
         )
 
     def _require_sync(self, members: Any) -> None:
@@ -371,7 +389,7 @@ class Compression:
             f"exchanges done: {self._exchanges}",
         ]
         lines += [
-            f"parameter {tensor.name} {tuple(tensor.parameter.shape)} {tensor.parameter.dtype}"
+            f"parameter {tensor.name} {tuple(tensor.parameter.shape)} {tensor.parameter.dtype}, number {tensor.number}"
             for tensor in self._tensors
             if tensor.parameter.requires_grad
         ]

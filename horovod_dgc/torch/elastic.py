@@ -8,7 +8,8 @@
 give every rank what rank 0 has. With these, ranks that survive keep their residuals and velocities, and new ones begin
 with zeros. What a lost rank had not sent yet is lost, and ``compression.stats()`` counts it. With ``op=hvd.Average``
 what is kept is multiplied by N' / N, as in :func:`~horovod_dgc.torch.load_checkpoint`, so that what is still to be
-applied stays what it is. Elastic jobs train in Horovod's global process set.
+applied stays what it is. What a method's codec keeps besides (second moments, a low-rank basis) goes on where all ranks
+are those of before, and otherwise starts anew on all. Elastic jobs train in Horovod's global process set.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from horovod_dgc import resize
 from horovod_dgc.torch import state as states
 from horovod_dgc.torch.compression import Compression
 from horovod_dgc.torch.state import Loaded
+from horovod_dgc.torch.tensors import Tensor
 
 __all__ = ["TorchState"]
 
@@ -49,14 +51,17 @@ class CompressionHandler(StateHandler):  # type: ignore[misc]
         self._identity = secrets.token_hex(8)
         # Squared norm of the residual of each process of the job at its last commit, None where that is not known.
         self._members: dict[str, float | None] = {}
-        self._workers = 0
+        # Number of workers that the state is fitted to, now and at the last commit.
+        self._workers = self._saved_workers = value.state_dict()["workers"]
         value._follow = self.follow
         self.save()
 
     def save(self) -> None:
         """Commit: copy this rank's state, and tell the others how much waits in it."""
         self._saved = copy.deepcopy(self.value.state_dict())
-        if len(self._members) < 2:
+        self._saved_workers = self._workers
+        # Others are there than those who had the state last: follow() comes first.
+        if len(self._members) < 2 or len(self._members) != hvd.size():
             return
         norm = sum(tensor.measured().residual_norm ** 2 for tensor in self.value._tensors)
         norms: list[Any] = [None] * len(self._members)
@@ -67,9 +72,11 @@ class CompressionHandler(StateHandler):  # type: ignore[misc]
 
     def restore(self) -> None:
         """Go back to what was committed, in a job that may have broken down."""
-        loaded = states.check_tensors(self._saved, self.value._tensors, momentum=self.value._momentum)
-        self._workers = self._saved["workers"]
-        self.value._go_on(loaded, self._saved["exchanges"], self._saved["reduction"], hvd.global_process_set)
+        compression: Compression = self.value
+        plans = compression._plans(self._saved["exchanges"])
+        loaded = states.check_tensors(self._saved, compression._tensors, plans, momentum=compression._momentum)
+        self._workers = self._saved_workers
+        compression._go_on(loaded, self._saved["exchanges"], self._saved["reduction"], hvd.global_process_set)
 
     def sync(self) -> None:
         """Agree on who is there; every rank keeps its own state, fitted to their number, or begins with zeros."""
@@ -90,7 +97,8 @@ class CompressionHandler(StateHandler):  # type: ignore[misc]
         gone = [norm for identity, norm in before.items() if identity not in kept and present.get(identity, True)]
         known = max((r["lost"] for r in reports), key=len)
         common = hvd.broadcast_object(self._common(), root_rank=0, name=f"{NAME}.common")
-        tensors = [self._fitted(tensor, common, self._identity in kept) for tensor in compression._tensors]
+        keep, same_ranks = self._identity in kept, len(kept) == len(reports) == self._workers
+        tensors = [self._fitted(tensor, common, keep, same_ranks) for tensor in compression._tensors]
         compression._go_on(tensors, common["exchanges"], common["reduction"], hvd.global_process_set)
         compression._lost = [*known, *(math.nan if norm is None else norm for norm in gone)]
         self._members = dict.fromkeys(present)
@@ -105,8 +113,7 @@ class CompressionHandler(StateHandler):  # type: ignore[misc]
         """What all ranks take from rank 0: numbers, and the velocities that are the same on all ranks."""
         compression: Compression = self.value
         tensors = {}
-        for tensor in compression._tensors:
-            plan = compression.method.plan(tensor.parameter.shape, compression._exchanges)
+        for tensor, plan in zip(compression._tensors, compression._plans(compression._exchanges)):
             shared = None if plan.momentum != "aggregated" or tensor.velocity is None else tensor.velocity.cpu()
             tensors[tensor.name] = {
                 "begun": tensor.residual is not None,
@@ -116,10 +123,16 @@ class CompressionHandler(StateHandler):  # type: ignore[misc]
             }
         return {"exchanges": compression._exchanges, "reduction": compression._reduction, "tensors": tensors}
 
-    def _fitted(self, tensor: Any, common: dict[str, Any], keep: bool) -> Loaded:
+    def _fitted(self, tensor: Tensor, common: dict[str, Any], keep: bool, same_ranks: bool) -> Loaded:
+        """The tensor's state in the job as it is now.
+
+        Args:
+            keep: whether this rank keeps what it has.
+            same_ranks: whether all do, and nobody is lost: a codec may need the same memory on all ranks.
+        """
         theirs = common["tensors"][tensor.name]
         if not theirs["begun"]:
-            return Loaded(tensor, None, None, False)
+            return Loaded(tensor, None, None, None, False)
         parameter = tensor.parameter
         factor = resize.factor(common["reduction"], hvd.size(), self._workers) if keep else 0.0
 
@@ -132,7 +145,8 @@ class CompressionHandler(StateHandler):  # type: ignore[misc]
         if theirs["corrected"]:
             shared = theirs["velocity"]
             velocity = own(tensor.velocity) if shared is None else shared.to(parameter.device)
-        return Loaded(tensor, own(tensor.residual), velocity, theirs["stepped"])
+        memory = tensor.memory if same_ranks else None
+        return Loaded(tensor, own(tensor.residual), velocity, memory, theirs["stepped"])
 
 
 class OptimizerHandler(OptimizerStateHandler):  # type: ignore[misc]

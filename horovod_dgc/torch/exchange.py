@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import horovod.torch as hvd
@@ -13,6 +14,7 @@ import torch
 from horovod_dgc import transport
 from horovod_dgc.method import ByteArray, Plan, clip_factor
 from horovod_dgc.stats import TensorStats
+from horovod_dgc.torch.backends import Inputs
 from horovod_dgc.torch.tensors import Tensor, flatten
 
 if TYPE_CHECKING:
@@ -48,11 +50,10 @@ class Exchange:
         self._view = self._backend.view(self._flat)
         self._transport: transport.Transport = "allreduce"
         self._handle: int | None = None
+        self._opening: int | None = None
         self._carried = False
-        self._velocity: Any = None
-        self._weights: Any = None
+        self._inputs: Any = None
         self._proposal: Any = None
-        self._update: Any = None
         self._encode_seconds = 0.0
 
     def sum_squares(self) -> float:
@@ -60,7 +61,7 @@ class Exchange:
         return self._backend.sum_squares(self._view)
 
     def start(self, unscale: float, *, carried: bool) -> None:
-        """Encode, and hand the message to a collective.
+        """Encode, and hand the message, or what the workers have to agree upon first, to a collective.
 
         Args:
             unscale: factor that the gradient is multiplied by first.
@@ -76,22 +77,65 @@ class Exchange:
         self._transport = step.transport or transport.choose(plan, step.workers)
         local = plan.momentum == "local" and step.takeover.momentum
         if entry.residual is None:
-            entry.prepare(step.takeover, step.dense_factor if plan.momentum == "local" else 1.0)
-        self._update = step.takeover.update(
+            entry.prepare(plan, step.takeover, step.dense_factor if plan.momentum == "local" else 1.0)
+        update = step.takeover.update(
             self._group,
             unscale=unscale,
             dense_factor=step.dense_factor,
             first=not entry.stepped,
             momentum=local,
         )
-        self._velocity = entry.velocity_view if local else None
-        self._weights = entry.weights_view() if self._update.weight_decay else None
-        self._proposal = self._backend.propose(
-            plan, self._update, self._view, entry.residual_view, self._velocity, self._weights
+        self._inputs = Inputs(
+            plan,
+            update,
+            step.method.randomness(entry.number, step.number, step.process_set.rank()),
+            grad=self._view,
+            residual=entry.residual_view,
+            velocity=entry.velocity_view if local else None,
+            weights=entry.weights_view() if update.weight_decay else None,
+            memory=entry.memory_view,
+            squares=self._squares(unscale),
         )
-        self.finite = self._proposal.finite
-        self._send(carried)
+        if plan.opening_nbytes:
+            self.finite, opening = self._backend.open(self._inputs)
+            op = hvd.Max if plan.codec.opening[1] else hvd.Sum
+            name = f"horovod_dgc.{entry.name}.opening"
+            self._opening = hvd.allreduce_async(
+                torch.from_numpy(opening), name=name, op=op, process_set=step.process_set
+            )
+        else:
+            self._propose(carried)
         self._encode_seconds = time.perf_counter() - began
+
+    def proceed(self) -> float:
+        """Wait for what the workers agree upon, if they do, then encode and send.
+
+        Returns:
+            Seconds of waiting.
+        """
+        if self._opening is None:
+            return 0.0
+        began = time.perf_counter()
+        opened = hvd.synchronize(self._opening)
+        self._opening = None
+        arrived = time.perf_counter()
+        self._inputs = replace(self._inputs, opened=opened.numpy())
+        self._propose(carried=False)
+        self._encode_seconds += time.perf_counter() - arrived
+        return arrived - began
+
+    def _squares(self, unscale: float) -> Any:
+        """The gradient's second moments in unscaled units, where the codec wants them and they are known."""
+        source = self.step.second_moments
+        moments = None if source is None else source.take(self._entry.parameter)
+        if moments is None or not self._plan.codec.wants_squares:
+            return None
+        return self._backend.view(moments * unscale**2)
+
+    def _propose(self, carried: bool) -> None:
+        self._proposal = self._backend.propose(self._inputs)
+        self.finite = self.finite and self._proposal.finite
+        self._send(carried)
 
     def finish(self, output: torch.Tensor, waited: float, *totals: TensorStats) -> torch.Tensor:
         """Apply what came back and return the gradient for the optimizer.
@@ -111,18 +155,20 @@ class Exchange:
         elif self._transport == "gather":
             result = self._add_up(self._rows(received), float(output))
         else:
-            factor = 1.0 if self._carried else float(output) / self.step.workers
+            votes = self._plan.codec.votes
+            factor = 1.0 if self._carried else float(output) if votes else float(output) / self.step.workers
             result = self._take_sum(received, factor)
         gradient = self._deliver(result)
         self._count(waited + arrived - began, time.perf_counter() - arrived, totals)
         # The step lives on until the next one begins; gradients, copies and payloads need not.
-        del self.message, self._gradient, self._flat, self._view, self._weights, self._proposal
+        del self.message, self._gradient, self._flat, self._view, self._inputs, self._proposal
         return gradient
 
     def cancel(self) -> None:
         """Wait for a collective that is under way."""
-        if self._handle is not None:
-            hvd.synchronize(self._handle)
+        for handle in (self._opening, self._handle):
+            if handle is not None:
+                hvd.synchronize(handle)
 
     def _send(self, carried: bool) -> None:
         step, name = self.step, f"horovod_dgc.{self._entry.name}"
@@ -135,8 +181,9 @@ class Exchange:
         else:
             message = torch.empty(self._plan.numel, device=self._flat.device)
             self._backend.masked(self._proposal, self._backend.view(message))
-        self._carried = carried
-        if carried:
+        # The sign of a sum takes no account of the factors that Horovod's own allreduce puts in.
+        self._carried = carried and not self._plan.codec.votes
+        if self._carried:
             self.message = message
         else:
             self._handle = hvd.allreduce_async(message, name=name, op=hvd.Sum, process_set=step.process_set)
@@ -152,29 +199,54 @@ class Exchange:
         return rows
 
     def _add_up(self, payloads: ByteArray, factor: float) -> torch.Tensor:
-        """Commit and sum the payloads, in the gradient's own memory where that is float32."""
+        """Commit and sum the payloads, in the gradient's own memory where that is float32.
+
+        Args:
+            factor: what the user's options make of the mean over the workers.
+        """
         plan = self._plan
         in_place = self._flat.dtype == torch.float32
         self._commit(zero_grad=in_place)
         result = self._flat if in_place else torch.zeros(plan.numel, device=self._flat.device)
         view = self._backend.view(result)
         scale = factor / self.step.workers
-        if plan.momentum != "aggregated":
-            self._backend.decode_add(plan, payloads, view, scale * self.step.loss_scale)
-            return result
-        self._backend.decode_add(plan, payloads, view, scale)
-        return self._after_reduction(result)
+        if plan.codec.votes:
+            self._backend.decode_add(self._inputs, payloads, view, 1.0)
+            return self._after_reduction(result, factor)
+        aggregated = plan.momentum == "aggregated"
+        scale = scale if aggregated else scale * self.step.loss_scale
+        self._backend.decode_add(self._inputs, payloads, view, scale)
+        self._absorb(payloads)
+        return self._after_reduction(result, 1.0) if aggregated else result
 
     def _take_sum(self, received: torch.Tensor, factor: float) -> torch.Tensor:
-        """Commit and take a summed message as the result."""
+        """Commit and take a sum, of payloads or of their dense form, as the result.
+
+        Args:
+            factor: by which the sum is still to be multiplied, or, by majority vote, its sign.
+        """
+        plan = self._plan
         self._commit(zero_grad=False)
-        result = received.to(self._flat.device, torch.float32)
+        if plan.summable is None or (plan.codec.layout is not None and plan.every_coordinate):
+            # The payload is the dense tensor itself.
+            result = received.to(self._flat.device, torch.float32)
+        else:
+            total = received.numpy().view(np.uint8)
+            result = torch.zeros(plan.numel, device=self._flat.device)
+            self._backend.decode_add(self._inputs, total[None], self._backend.view(result), 1.0)
+            self._absorb(total)
+        return self._after_reduction(result, factor)
+
+    def _absorb(self, payloads: ByteArray) -> None:
+        if self._inputs.memory is not None:
+            self._backend.absorb(self._inputs, payloads)
+
+    def _after_reduction(self, result: torch.Tensor, factor: float) -> torch.Tensor:
+        entry, takeover = self._entry, self.step.takeover
+        if self._plan.codec.votes:
+            result = result.sign()
         if factor != 1.0:
             result = result * factor
-        return self._after_reduction(result)
-
-    def _after_reduction(self, result: torch.Tensor) -> torch.Tensor:
-        entry, takeover = self._entry, self.step.takeover
         if self._plan.momentum == "aggregated" and takeover.momentum:
             update = takeover.update(self._group, unscale=1.0, dense_factor=1.0, first=not entry.stepped, momentum=True)
             self._backend.apply_momentum(self._backend.view(result), entry.velocity_view, update)
@@ -182,24 +254,14 @@ class Exchange:
         return result.mul_(self.step.loss_scale) if self.step.loss_scale != 1.0 else result
 
     def _commit(self, *, zero_grad: bool) -> None:
-        entry = self._entry
-        self._backend.commit(
-            self._plan,
-            self._proposal,
-            self._update,
-            self._view,
-            entry.residual_view,
-            self._velocity,
-            self._weights,
-            zero_grad,
-        )
-        if self._velocity is not None:
-            entry.stepped = True
+        self._backend.commit(self._inputs, self._proposal, zero_grad=zero_grad)
+        if self._inputs.velocity is not None:
+            self._entry.stepped = True
 
     def _abandon(self, received: torch.Tensor) -> torch.Tensor:
         """NaN if any worker's gradient of this tensor was not finite, else zeros: no rank has changed state."""
         if self._transport == "gather":
-            finite = all(np.isfinite(self._plan.layout.unpack(row)[1]).all() for row in self._rows(received))
+            finite = not self._plan.codec.poisoned(self._rows(received))
         else:
             finite = bool(torch.isfinite(received).all())
         return torch.full_like(self._flat, 0.0 if finite else math.nan, dtype=torch.float32)
@@ -217,8 +279,9 @@ class Exchange:
     def _count(self, wait: float, decode: float, totals: tuple[TensorStats, ...]) -> None:
         plan = self._plan
         nonzero = plan.numel if plan.every_coordinate else int(np.count_nonzero(self._proposal.sent))
+        overflow = self._proposal.overflow
         for count in (self._entry.stats, *totals):
-            count.sent += transport.message_nbytes(plan, self._transport)
+            count.sent += plan.opening_nbytes + transport.message_nbytes(plan, self._transport)
             count.control += 0 if self._carried else self.message.element_size()
             count.dense += plan.numel * self._gradient.element_size()
             count.encode += self._encode_seconds
@@ -227,6 +290,7 @@ class Exchange:
             if not self.step.abandoned:
                 count.nonzero += nonzero
                 count.elements += plan.numel
+                count.overflow += overflow
         if self.step.abandoned:
             self._entry.stats.skipped += 1
         else:

@@ -9,13 +9,13 @@ import torch
 
 import horovod_dgc
 from horovod_dgc import _checks
-from horovod_dgc.method import Method
+from horovod_dgc.method import Method, Plan
 from horovod_dgc.torch.tensors import Tensor
 
 VERSION = 1
 REDUCTIONS = ("average", "sum")
 KEYS = ("version", "package", "method", "settings", "rank", "workers", "reduction", "exchanges", "tensors")
-TENSOR_KEYS = ("shape", "stepped", "residual", "velocity")
+TENSOR_KEYS = ("shape", "stepped", "residual", "velocity", "memory")
 NAMES_SHOWN = 5
 
 
@@ -25,7 +25,13 @@ class Loaded(NamedTuple):
     tensor: Tensor
     residual: torch.Tensor | None
     velocity: torch.Tensor | None
+    memory: torch.Tensor | None
     stepped: bool
+
+    def put(self, plan: Plan) -> None:
+        self.tensor.replace(self.residual, self.velocity, self.memory, self.stepped)
+        if self.residual is not None:
+            self.tensor.settle(plan)
 
 
 def collect(
@@ -71,20 +77,25 @@ def check_header(state: Any, method: Method) -> None:
         _checks.one_of("reduction of the state", state["reduction"], REDUCTIONS)
 
 
-def check_tensors(state: Mapping[str, Any], tensors: Sequence[Tensor], *, momentum: bool) -> list[Loaded]:
+def check_tensors(
+    state: Mapping[str, Any], tensors: Sequence[Tensor], plans: Sequence[Plan], *, momentum: bool
+) -> list[Loaded]:
     """Copies of the state's tensors, in the order of ``tensors``.
 
     Args:
+        plans: one for each tensor.
         momentum: whether velocities are held.
 
     Raises:
         ValueError: names, shapes, dtypes or values that do not fit.
     """
     _exactly("tensors of the state", state["tensors"], [tensor.name for tensor in tensors])
-    return [_check_tensor(tensor, state["tensors"][tensor.name], momentum) for tensor in tensors]
+    return [
+        _check_tensor(tensor, state["tensors"][tensor.name], plan, momentum) for tensor, plan in zip(tensors, plans)
+    ]
 
 
-def _check_tensor(tensor: Tensor, entry: Mapping[str, Any], momentum: bool) -> Loaded:
+def _check_tensor(tensor: Tensor, entry: Mapping[str, Any], plan: Plan, momentum: bool) -> Loaded:
     name, shape = tensor.name, tuple(tensor.parameter.shape)
     if list(entry["shape"]) != list(shape):
         raise ValueError(f"state of {name!r} must have shape {shape}, got {tuple(entry['shape'])}")
@@ -92,19 +103,21 @@ def _check_tensor(tensor: Tensor, entry: Mapping[str, Any], momentum: bool) -> L
     if entry["residual"] is None:
         if entry["velocity"] is not None:
             raise ValueError(f"state of {name!r} must not have a velocity without a residual")
-        return Loaded(tensor, None, None, False)
+        return Loaded(tensor, None, None, None, False)
     if momentum != (entry["velocity"] is not None):
         raise ValueError(
             f"state of {name!r} must {'' if momentum else 'not '}have a velocity: momentum is "
             f"{'' if momentum else 'not '}taken over from this optimizer"
         )
-    residual = _copy(f"residual of {name!r}", entry["residual"], tensor)
-    velocity = _copy(f"velocity of {name!r}", entry["velocity"], tensor) if momentum else None
-    return Loaded(tensor, residual, velocity, entry["stepped"])
+    residual = _copy(f"residual of {name!r}", entry["residual"], tensor, shape)
+    velocity = _copy(f"velocity of {name!r}", entry["velocity"], tensor, shape) if momentum else None
+    memory = None
+    if entry["memory"] is not None:
+        memory = _copy(f"memory of {name!r}", entry["memory"], tensor, (plan.codec.memory,))
+    return Loaded(tensor, residual, velocity, memory, entry["stepped"])
 
 
-def _copy(what: str, value: Any, tensor: Tensor) -> torch.Tensor:
-    shape = tuple(tensor.parameter.shape)
+def _copy(what: str, value: Any, tensor: Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     if not isinstance(value, torch.Tensor) or value.dtype != torch.float32 or tuple(value.shape) != shape:
         got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
         raise ValueError(f"{what} must be a float32 tensor of shape {shape}, got {got}")

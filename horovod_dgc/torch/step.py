@@ -12,6 +12,7 @@ import torch
 from horovod_dgc.method import Method, clip_factor
 from horovod_dgc.stats import TensorStats
 from horovod_dgc.torch.exchange import Exchange
+from horovod_dgc.torch.moments import SecondMoments
 from horovod_dgc.torch.takeover import Takeover
 from horovod_dgc.torch.tensors import Tensor
 from horovod_dgc.transport import Transport
@@ -32,6 +33,7 @@ class Step:
         loss_scale: factor that all gradients carry.
         expected: number of gradients that a step has, where all are dense.
         token_count: number of one-element tensors that may be needed.
+        second_moments: where the gradients' are to be had; None for their own squares.
 
     Attributes:
         given_up: whether the state that the step began with has been replaced, so that it cannot be finished.
@@ -48,19 +50,21 @@ class Step:
         loss_scale: float,
         expected: int,
         token_count: int,
+        second_moments: SecondMoments | None = None,
     ) -> None:
         self.method = method
         self.takeover = takeover
         self.transport = transport
         self.loss_scale = loss_scale
+        self.second_moments = second_moments
         self.process_set = owner.process_set
         self.workers: int = owner.process_set.size()
         self.dense_factor = 1.0 if owner.op == hvd.Average else float(self.workers)
         self.deferred = method.clip_norm is not None and method.clip_scope == "global"
+        self.number = number
         self.sealed = False
         self.abandoned = False
         self.given_up = False
-        self._number = number
         self._expected = expected
         self._groups = takeover.group_of()
         self._exchanges: dict[str, Exchange] = {}
@@ -75,7 +79,7 @@ class Step:
 
     def submit(self, entry: Tensor, gradient: torch.Tensor) -> Exchange:
         """Take one gradient in; unless clipping must wait, encode it and start its collective."""
-        plan = self.method.plan(entry.parameter.shape, self._number)
+        plan = self.method.plan(entry.parameter.shape, self.number)
         position = len(self._exchanges)
         exchange = Exchange(
             self,
@@ -108,9 +112,10 @@ class Step:
                 self._start(exchange, factor / self.loss_scale, carried=False)
         if self._flag is None:
             self._send_flag()
+        waited = sum(exchange.proceed() for exchange in self._exchanges.values())
         began = time.perf_counter()
         self.abandoned = bool(hvd.synchronize(self._flag).item())
-        return time.perf_counter() - began
+        return waited + time.perf_counter() - began
 
     def discard(self) -> None:
         """Wait for what is under way and forget it; nothing has been committed."""

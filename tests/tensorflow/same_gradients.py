@@ -83,7 +83,10 @@ def main() -> None:
             for step, (tensors, compression) in enumerate(adapter(method, nesterov)):
                 prefix = f"{label}.{nesterov}.{step}"
                 for name, tensor in tensors.items():
-                    saved[f"{prefix}.{name}.residual"] = np.array(tensor.residual.numpy())
+                    # One adapter has no residual where none is kept, the other a view of a single zero.
+                    kept = tensor.residual is not None
+                    residual = tensor.residual.numpy() if kept else np.zeros(tensor.numel, np.float32)
+                    saved[f"{prefix}.{name}.residual"] = np.array(residual)
                     # Of tensors that are sent whole, TensorFlow's optimizer keeps the momentum.
                     if name != "bias" and method.momentum_correction:
                         saved[f"{prefix}.{name}.velocity"] = np.array(tensor.velocity.numpy())

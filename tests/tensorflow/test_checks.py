@@ -10,7 +10,7 @@ from outcomes import grid, outcome
 
 HERE = Path(__file__).parent
 TIMEOUT_SECONDS = 480
-MODULES = ("dense", "fitting", "invariants", "models", "refusals")
+MODULES = ("dense", "family", "fitting", "invariants", "models", "refusals")
 ALL = (("mpirun", 2), ("horovodrun", 3))
 LEGACY = (("TF_USE_LEGACY_KERAS", "1"),)
 

@@ -15,26 +15,22 @@ from horovod_dgc.tensorflow.operations import library
 
 NUMEL, SENT = 3000, 40
 PAYLOADS = 0  # the kind of message
+NOT_OPENED = tf.zeros(0)
 
 
 class Variable:
     """One variable with its state, and the operations bound to it."""
 
-    def __init__(self, layout: _core.Layout, corrected: bool = True, starts: tuple[int, ...] = (0,)) -> None:
-        self.layout = layout
-        self.model = tf.Variable(tf.zeros(layout.n))
-        self.residual = tf.Variable(tf.zeros(layout.n))
-        self.counts = tf.Variable(tf.zeros((2, 8), tf.int64))
-        self.velocity = tf.Variable(tf.zeros(layout.n))
+    def __init__(self, codec: _core.Codec, corrected: bool = True, starts: tuple[int, ...] = (0,)) -> None:
+        self.codec = codec
+        self.model = tf.Variable(tf.zeros(codec.n))
+        self.residual = tf.Variable(tf.zeros(codec.n))
+        self.counts = tf.Variable(tf.zeros((2, 9), tf.int64))
+        self.velocity = tf.Variable(tf.zeros(codec.n))
         self.rate = tf.Variable(0.0)
-        own = [self.residual, self.counts, *([self.velocity, self.rate] if corrected else [])]
-        self.state = [variable.handle for variable in own]
-        self.coding = {
-            "numel": layout.n,
-            "sent": [layout.k] * len(starts),
-            "indices": layout.indices.value,
-            "values": layout.values.value,
-        }
+        self.kept = ["residual", *(["velocity", "rate"] if corrected else [])]
+        self.state = [self.counts.handle, *(getattr(self, name).handle for name in self.kept)]
+        self.coding = {"codecs": [codec.description] * len(starts), "seed": 0, "number": 0, "rank": 0}
         self.starts = list(starts)
 
     def propose(self, gradient: Any, *, momentum: float = 0.9, rate: float = 0.1, nesterov: bool = False) -> Any:
@@ -44,7 +40,9 @@ class Variable:
             tf.constant(0.5, tf.float64),
             tf.constant(momentum, tf.float64),
             tf.constant(rate, tf.float64),
+            NOT_OPENED,
             self.state,
+            kept=self.kept,
             identity=int(library.horovod_dgc_identity(self.model.handle)),
             label="w",
             starts=self.starts,
@@ -62,7 +60,9 @@ class Variable:
             tf.constant(values.pop("skipped")),
             tf.constant([1.0]),
             tf.constant(1.0, tf.float64),
+            NOT_OPENED,
             self.state,
+            kept=self.kept,
             messages=[PAYLOADS] * len(self.starts),
             carried=False,
             **values,
@@ -82,20 +82,20 @@ def as_core(values: Any) -> np.ndarray:
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_steps_equal_the_cores_bit_for_bit(dtype: Any, nesterov: bool) -> None:
     for values, indices in itertools.product(("float32", "float16", "int8", "int4"), ("elias-fano", "runlength16")):
-        layout = Coding(values, indices).layout(NUMEL, SENT)
-        ours = Variable(layout)
+        codec = Coding(values, indices).codec(NUMEL, SENT)
+        ours = Variable(codec)
         residual, velocity = np.zeros(NUMEL, np.float32), np.zeros(NUMEL, np.float32)
         for step in range(4):
             g = gradient(step, dtype)
             update = _core.Update(unscale=0.5, momentum=0.9, nesterov=nesterov)
-            expected = _core.propose(layout, update, as_core(g), residual, velocity)
+            expected = _core.propose(codec, update, as_core(g), residual, velocity)
             proposed = ours.propose(g, nesterov=nesterov)
             assert proposed[0].numpy().tobytes() == expected.payload.tobytes()
             assert np.array_equal(ours.residual.numpy(), residual), "a proposal changed the state"
             expected.commit(update, as_core(g), residual, velocity)
             result = ours.finish(g, proposed, proposed[0], nesterov=nesterov)
             decoded = np.zeros(NUMEL, np.float32)
-            layout.decode_add(expected.payload, decoded)
+            codec.decode_add(expected.payload, decoded)
             assert np.array_equal(result.numpy(), tf.cast(decoded, dtype).numpy())
             assert ours.residual.numpy().tobytes() == residual.tobytes()
             assert ours.velocity.numpy().tobytes() == velocity.tobytes()
@@ -103,8 +103,8 @@ def test_steps_equal_the_cores_bit_for_bit(dtype: Any, nesterov: bool) -> None:
 
 def test_velocity_follows_the_learning_rate() -> None:
     """u' = momentum * (rate before / rate now) * u + g, as the step that the optimizer will multiply by the rate."""
-    layout = Coding("float32").layout(NUMEL, SENT)
-    ours = Variable(layout)
+    codec = Coding("float32").codec(NUMEL, SENT)
+    ours = Variable(codec)
     u = np.zeros(NUMEL)
     before = None
     for step, rate in enumerate((0.1, 0.1, 0.02, 0.0, 0.3)):
@@ -119,14 +119,14 @@ def test_velocity_follows_the_learning_rate() -> None:
 
 
 def test_a_skipped_step_writes_nothing_but_its_count() -> None:
-    layout = Coding().layout(NUMEL, SENT)
-    ours = Variable(layout)
+    codec = Coding().codec(NUMEL, SENT)
+    ours = Variable(codec)
     first = ours.propose(gradient(0))
     ours.finish(gradient(0), first, first[0])
     before = ours.residual.numpy(), ours.velocity.numpy()
     bad = tf.tensor_scatter_nd_update(gradient(1), [[7]], [np.nan])
     proposed = ours.propose(bad)
-    assert proposed[0].numpy().tobytes() == layout.poison().tobytes()
+    assert proposed[0].numpy().tobytes() == codec.poison().tobytes()
     good = ours.propose(gradient(1))
     counted = library.horovod_dgc_nonfinite([proposed[2], good[2], proposed[2]])
     assert counted.numpy().tolist() == [2.0]
@@ -138,17 +138,17 @@ def test_a_skipped_step_writes_nothing_but_its_count() -> None:
 
 
 def test_masked_is_the_dense_form_of_the_payload() -> None:
-    layout = Coding("float16").layout(NUMEL, SENT)
-    ours = Variable(layout)
+    codec = Coding("float16").codec(NUMEL, SENT)
+    ours = Variable(codec)
     payload, stage, _ = ours.propose(gradient())
-    dense = library.horovod_dgc_masked(payload, stage, **ours.coding).numpy()
+    dense = library.horovod_dgc_masked(payload, stage, NOT_OPENED, **ours.coding).numpy()
     expected = np.zeros(NUMEL, np.float32)
-    layout.decode_add(payload.numpy(), expected)
+    codec.decode_add(payload.numpy(), expected)
     assert np.array_equal(dense, expected) and np.count_nonzero(dense) == SENT
 
 
 def test_stage_follows_the_steps_committed() -> None:
-    ours = Variable(Coding().layout(NUMEL, SENT), starts=(0, 2, 3))
+    ours = Variable(Coding().codec(NUMEL, SENT), starts=(0, 2, 3))
     stages = []
     for step in range(5):
         ours.counts[0, 0].assign(step)
@@ -164,7 +164,7 @@ def test_sum_of_squares() -> None:
 
 
 def test_errors_say_what_is_wrong() -> None:
-    ours = Variable(Coding().layout(NUMEL, SENT))
+    ours = Variable(Coding().codec(NUMEL, SENT))
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"gradient of w has 10 elements; allowed: 3000"):
         ours.propose(tf.zeros(10))
     proposed = ours.propose(gradient())
@@ -174,22 +174,22 @@ def test_errors_say_what_is_wrong() -> None:
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"payloads\[0\]"):
         ours.finish(gradient(), proposed, damaged)
     ours.residual = tf.Variable(tf.zeros(7))
-    ours.state[0] = ours.residual.handle
-    with pytest.raises(tf.errors.InvalidArgumentError, match="state 0 of a variable of 3000 elements has 7"):
+    ours.state[1] = ours.residual.handle
+    with pytest.raises(tf.errors.InvalidArgumentError, match="residual has 7 elements; allowed: 3000"):
         ours.propose(gradient())
-    other = Variable(Coding().layout(NUMEL, SENT))
+    other = Variable(Coding().codec(NUMEL, SENT))
     other.model, known = tf.Variable(tf.zeros(NUMEL)), other.model
     assert int(library.horovod_dgc_identity(known.handle)) != int(library.horovod_dgc_identity(other.model.handle))
 
 
 def test_large_tensors_use_several_threads_with_the_same_result() -> None:
     numel = (1 << 20) + 77
-    layout = Coding("int8").layout(numel, 1000)
-    ours = Variable(layout)
+    codec = Coding("int8").codec(numel, 1000)
+    ours = Variable(codec)
     g = tf.random.stateless_normal((numel,), (1, 1))
     residual, velocity = np.zeros(numel, np.float32), np.zeros(numel, np.float32)
     update = _core.Update(unscale=0.5, momentum=0.9)
-    expected = _core.propose(layout, update, g.numpy(), residual, velocity)
+    expected = _core.propose(codec, update, g.numpy(), residual, velocity)
     proposed = ours.propose(g)
     assert proposed[0].numpy().tobytes() == expected.payload.tobytes()
     ours.finish(g, proposed, proposed[0])

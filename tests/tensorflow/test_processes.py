@@ -27,11 +27,12 @@ def test_a_rank_without_compression_is_an_error_and_no_hang(launcher: str) -> No
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.timeout(540)
 def test_both_frameworks_hold_the_same_state_and_send_the_same_bytes(ranks: int, tmp_path: Path) -> None:
     """Residuals and velocities after every step, and the bytes counted, are equal to the bit."""
     for framework in ("torch", "tensorflow"):
         command = [str(HERE / "same_gradients.py"), framework, str(tmp_path)]
-        finished = run("mpirun", ranks, command, timeout=120)
+        finished = run("mpirun", ranks, command, timeout=240)
         assert finished.returncode == 0, finished.output
     for rank in range(ranks):
         torch, tensorflow = (

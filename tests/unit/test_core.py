@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from horovod_dgc import _core as core
 
 INDICES = list(core.IndexCoder)
-VALUES = list(core.ValueCoder)
+VALUES = [core.ValueCoder(name) for name in ("float32", "float16", "bfloat16", "int8", "int4")]
+FLOAT32, FLOAT16, BFLOAT16, INT8, INT4 = VALUES
 ELIAS_FANO = core.IndexCoder.elias_fano
 
 
@@ -19,7 +20,7 @@ def normal(n, seed=0):
     return np.random.default_rng(seed).standard_normal(n).astype(np.float32)
 
 
-def layout(n=1000, k=10, indices=ELIAS_FANO, values=core.ValueCoder.float32):
+def layout(n=1000, k=10, indices=ELIAS_FANO, values=FLOAT32):
     return core.Layout(n, k, indices, values)
 
 
@@ -38,9 +39,9 @@ def test_layout_is_a_value():
     a, b = layout(), layout()
     assert a == b and hash(a) == hash(b)
     assert a != layout(k=11) and a != "layout"
-    assert (a.n, a.k, a.indices, a.values) == (1000, 10, ELIAS_FANO, core.ValueCoder.float32)
+    assert (a.n, a.k, a.indices, a.values) == (1000, 10, ELIAS_FANO, FLOAT32)
     assert repr(a) == (
-        f"Layout(n=1000, k=10, indices=IndexCoder.elias_fano, values=ValueCoder.float32, nbytes={a.nbytes})"
+        f"Layout(n=1000, k=10, indices=IndexCoder.elias_fano, values=ValueCoder('float32'), nbytes={a.nbytes})"
     )
     with pytest.raises(AttributeError):
         a.n = 5
@@ -57,7 +58,7 @@ def test_layout_is_a_value():
 )
 def test_layout_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
-        core.Layout(*arguments, ELIAS_FANO, core.ValueCoder.float16)
+        core.Layout(*arguments, ELIAS_FANO, FLOAT16)
 
 
 def test_update_refuses_what_is_not_finite():
@@ -132,7 +133,7 @@ def test_validate_says_which_payload_and_what():
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 4])
 def test_decode_add_adds_in_payload_order(threads):
-    lay = layout(200003, 50000, values=core.ValueCoder.float16)
+    lay = layout(200003, 50000, values=FLOAT16)
     out = normal(200003)
     expected = out.copy()
     payloads = []
@@ -164,7 +165,7 @@ def test_a_step_follows_the_formula_both_ways(kind, nesterov, threads):
     u = f32(0.9) * velocity + f32(1 - 0.25) * ghat
     v = residual + (ghat + f32(0.9) * u if nesterov else u)
 
-    lay = layout(n, k, values=core.ValueCoder.float16)
+    lay = layout(n, k, values=FLOAT16)
     update = core.Update(0.5, 0.01, 0.9, 0.25, nesterov)
     before = [a.copy() for a in (grad, residual, velocity, weights)]
     proposal = core.propose(lay, update, grad, residual, velocity, weights, threads=threads)

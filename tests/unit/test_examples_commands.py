@@ -44,7 +44,8 @@ def test_help_names_every_option(command) -> None:
         ["--indices", "huffman"],
         ["--density", "0"],
         ["--density", "1.5"],
-        ["--compression", "topk"],
+        ["--compression", "topp"],
+        ["--compression", "qsgd:bits=3"],
         ["--epochs", "0"],
         ["--clip-norm", "0"],
         ["--data-dir", "/nowhere"],
@@ -168,6 +169,32 @@ def test_two_workers_with_dgc(tmp_path: Path, example: str) -> None:
     assert whole["last_step_ratio"] == whole["dense_bytes_per_step"] / whole["last_step_bytes_per_step"]
     assert all(np.isfinite([r["train_loss"] for r in (first, second)]))
     assert f"{whole['steps']} steps (0 skipped)" in output
+
+
+@pytest.mark.parametrize(
+    ("example", "method"),
+    list(zip(WRITERS, ["powersgd:rank=2", "terngrad:shared_scale=true", "qsgd:bits=8", "vgc:cap=0.05"])),
+)
+def test_two_workers_with_other_methods(tmp_path: Path, example: str, method: str) -> None:
+    output, records = run(tmp_path, 2, example, ["--epochs", "1", "--compression", method])
+    whole = records[-1]
+    assert whole["compression"] == method
+    assert whole["last_step_bytes_per_step"] < 0.9 * whole["dense_bytes_per_step"]
+    assert f"{whole['steps']} steps (0 skipped)" in output
+
+
+def test_refuses_settings_that_the_method_does_not_have(tmp_path: Path) -> None:
+    own = write_images(tmp_path)
+    options = ["--compression", "qsgd", "--density", "0.1", "--epochs", "1", "--data-dir", str(tmp_path)]
+    result = subprocess.run(
+        [sys.executable, str(EXAMPLES / "pytorch_images.py"), *own, *options],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "--density: qsgd has no density" in result.stderr
 
 
 @pytest.mark.parametrize("example", WRITERS)

@@ -299,7 +299,8 @@ def check_resizing_conserves_what_will_be_applied() -> None:
                 entries = compression.state_dict()["tensors"]
                 for name, entry in entries.items():
                     assert entry["stepped"]
-                    total = hvd.allreduce(entry["residual"], op=hvd.Sum, name=f"held.{name}").double().numpy()
+                    waiting = entry["residual"].contiguous()
+                    total = hvd.allreduce(waiting, op=hvd.Sum, name=f"held.{name}").double().numpy()
                     before = held[f"residual:{name}"].sum(0, dtype=np.float64)
                     ratio = hvd.size() / workers if reduction == "average" else 1.0
                     assert np.array_equal(total, before * ratio), f"{workers} -> {hvd.size()}, {reduction}: {name}"

@@ -40,7 +40,7 @@ def conserve(method: DGC, transport: str, exact: bool) -> None:
     received = [-p.detach() for p in model.parameters()]
     entries = {entry.name: entry for entry in compression._tensors}
     for name, total, position in (("weight", received[0], 0), ("bias", received[1], 1)):
-        waiting = hvd.allreduce(entries[name].residual, op=hvd.Sum, name=f"residual.{name}")
+        waiting = hvd.allreduce(entries[name].residual.contiguous(), op=hvd.Sum, name=f"residual.{name}")
         fed = sum(model.feed(s, r)[position] for s in range(steps) for r in range(hvd.size()))
         lost = (total.reshape(-1) + waiting - fed.reshape(-1)).abs().max().item()
         allowed = 0.0 if exact else 1e-6 * 99 * steps * hvd.size()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from horovod_dgc import _checks
-from horovod_dgc.coding import SUMMABLE, VALUES, Coding, coordinates_to_send
-from horovod_dgc.method import Method, Plan
+from horovod_dgc.coding import VALUES, Coding, coordinates_to_send
+from horovod_dgc.method import Method, Outputs, Plan
 from horovod_dgc.schedule import Warmup
 
 
@@ -87,18 +87,16 @@ class DGC(Method):
             return (0,)
         return self.warmup.stages if isinstance(self.warmup, Warmup) else None
 
-    def plan(self, shape: Sequence[int], step: int | None = None) -> Plan:
-        numel = 1
-        for extent in shape:
-            numel *= extent
-        exempt = len(shape) <= 1
-        coding = Coding(self.exempt_values or self.values if exempt else self.values, self.indices)
-        sent = numel if exempt else coordinates_to_send(numel, self.density_at(step))
-        where: Literal["aggregated", "local"] = "aggregated" if exempt else "local"
+    @property
+    def exempt_coding(self) -> Coding:
+        return Coding(self.exempt_values or self.values, self.indices)
+
+    def compressed(self, shape: tuple[int, ...], step: int | None, outputs: Outputs) -> Plan:
+        numel = math.prod(shape)
+        sent = coordinates_to_send(numel, self.density_at(step))
         return Plan(
-            layout=coding.layout(numel, sent),
-            summable=SUMMABLE.get(coding.values) if sent == numel else None,
-            momentum=where if self.momentum_correction else None,
+            codec=Coding(self.values, self.indices).codec(numel, sent),
+            momentum="local" if self.momentum_correction else None,
             masking=self.factor_masking,
             sample_ratio=self.sample_ratio,
         )

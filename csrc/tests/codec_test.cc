@@ -1,0 +1,284 @@
+#include "codec.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cases.h"
+#include "proposal.h"
+
+namespace dgc {
+namespace {
+
+// One of each kind and selector, for n = 600.
+const char* const kDescriptions[] = {
+    "coordinates n=600 k=6 indices=elias-fano values=float16 select=largest",
+    "coordinates n=600 k=600 indices=elias-fano values=int8 select=largest",
+    "coordinates n=600 k=60 indices=elias-fano values=float32 select=above threshold=0.8",
+    "coordinates n=600 k=60 indices=int32 values=float16 select=proportion",
+    "coordinates n=600 k=60 indices=runlength16 values=float32 select=bins length=50",
+    "coordinates n=600 k=600 indices=elias-fano values=float32 select=ternarise clip=2.5 shared=0",
+    "coordinates n=600 k=600 indices=elias-fano values=float32 select=ternarise clip=0 shared=1",
+    "coordinates n=600 k=60 indices=elias-fano values=float32 select=unambiguous alpha=1.5 zeta=0.999 "
+    "threshold=0",
+    "coordinates n=600 k=60 indices=elias-fano values=float32 select=unambiguous alpha=1 zeta=0.9 "
+    "threshold=0.5",
+    "coordinates n=600 k=60 indices=elias-fano values=ternary select=bins length=50",
+    "coordinates n=600 k=60 indices=elias-fano values=power4 select=unambiguous alpha=1 zeta=0.999 "
+    "threshold=0",
+    "coordinates n=600 k=600 indices=elias-fano values=sign select=largest vote=1",
+    "random n=600 k=60 values=float32 factor=1",
+    "random n=600 k=600 values=float16 factor=1",
+    "sketch n=600 k=10 rows=3 columns=101",
+    "lowrank rows=20 columns=30 rank=3",
+    "lowrank rows=30 columns=20 rank=20",
+};
+
+// One worker with all that it keeps.
+struct Worker {
+  std::shared_ptr<const Codec> codec;
+  std::vector<float> grad, residual, memory, opened;
+  Randomness randomness{1, 2, 3, 0};
+  int threads = 1;
+
+  Worker(std::shared_ptr<const Codec> made, std::vector<float> gradient)
+      : codec(std::move(made)),
+        grad(std::move(gradient)),
+        residual(test::normal(codec->n(), 5, 0.3f)),
+        memory(codec->memory(), 0.0f),
+        opened(codec->opening().count) {}
+
+  Arrays arrays() {
+    Arrays a;
+    a.n = codec->n();
+    a.grad = grad.data();
+    a.residual = residual.data();
+    return a;
+  }
+
+  Context context() const {
+    Context c;
+    c.randomness = randomness;
+    c.opened = opened.data();
+    c.memory = memory.data();
+    c.threads = threads;
+    return c;
+  }
+
+  Options options() const {
+    Options o;
+    o.threads = threads;
+    return o;
+  }
+
+  bool open() { return dgc::open(*codec, Update(), arrays(), options(), context(), opened.data()); }
+  Proposal propose() { return dgc::propose(*codec, Update(), arrays(), options(), context()); }
+
+  void commit(const Proposal& p) {
+    dgc::commit(*codec, p, Update(), arrays(), options(), context(), memory.empty() ? nullptr : memory.data());
+  }
+};
+
+std::vector<float> dense(const Proposal& p) {
+  std::vector<float> out(p.n, 7.0f);
+  p.masked(out.data());
+  return out;
+}
+
+class EveryCodec : public testing::TestWithParam<const char*> {
+ protected:
+  std::shared_ptr<const Codec> codec = make_codec(GetParam());
+};
+
+TEST_P(EveryCodec, SentPlusResidualIsWhatWasAccumulated) {
+  for (const float size : {1.0f, 0.0f, 1e-42f, 1e15f}) {
+    Worker worker(codec, test::normal(codec->n(), 1, size));
+    for (int step = 0; step < 4; ++step) {
+      std::vector<float> expected = worker.residual;
+      for (size_t i = 0; i < expected.size(); ++i) expected[i] += worker.grad[i];
+      ASSERT_TRUE(worker.open());
+      const Proposal p = worker.propose();
+      ASSERT_TRUE(p.finite);
+      ASSERT_EQ(p.payload.size(), codec->nbytes());
+      ASSERT_EQ(p.sent.size(), codec->sent());
+      const std::vector<float> sent = dense(p);
+      worker.commit(p);
+      for (size_t i = 0; i < expected.size(); ++i) ASSERT_EQ(worker.residual[i], expected[i] - sent[i]);
+      codec->absorb(p.payload.data(), 1, worker.memory.data());
+    }
+  }
+}
+
+TEST_P(EveryCodec, PayloadDecodesToWhatWasSent) {
+  Worker worker(codec, test::normal(codec->n(), 2));
+  ASSERT_TRUE(worker.open());
+  const Proposal p = worker.propose();
+  ASSERT_EQ(codec->check(p.payload.data()), "");
+  const Proposal again = codec->recover(p.payload.data(), worker.context());
+  EXPECT_EQ(again.indices, p.indices);
+  EXPECT_TRUE(test::same_bits(again.sent, p.sent));
+  std::vector<float> decoded(codec->n(), 0.0f);
+  codec->add(p.payload.data(), 1, decoded.data(), 1.0f, worker.context());
+  const std::vector<float> sent = dense(p);
+  for (size_t i = 0; i < sent.size(); ++i) ASSERT_EQ(decoded[i], sent[i]);
+  for (size_t j = 1; j < p.indices.size(); ++j) ASSERT_LT(p.indices[j - 1], p.indices[j]);
+}
+
+TEST_P(EveryCodec, ResultsDoNotDependOnThreads) {
+  Worker one(codec, test::normal(codec->n(), 3));
+  Worker more = one;
+  more.threads = 3;
+  ASSERT_TRUE(one.open() && more.open());
+  ASSERT_TRUE(test::same_bits(one.opened, more.opened));
+  EXPECT_EQ(one.propose().payload, more.propose().payload);
+}
+
+TEST_P(EveryCodec, WhatIsNotFiniteIsToldAndChangesNothing) {
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    Worker worker(codec, test::normal(codec->n(), 4));
+    worker.grad[codec->n() - 1] = bad;
+    const std::vector<float> before = worker.residual;
+    EXPECT_FALSE(worker.open());
+    const Proposal p = worker.propose();
+    EXPECT_FALSE(p.finite);
+    EXPECT_EQ(p.payload, codec->poison());
+    EXPECT_EQ(codec->check(p.payload.data()), "");
+    EXPECT_TRUE(test::same_bits(worker.residual, before));
+  }
+}
+
+TEST_P(EveryCodec, AnotherWorkersFaultInTheOpeningIsTold) {
+  if (codec->opening().count == 0) GTEST_SKIP() << "no opening round";
+  Worker worker(codec, test::normal(codec->n(), 4));
+  ASSERT_TRUE(worker.open());
+  std::fill(worker.opened.begin(), worker.opened.end(), std::numeric_limits<float>::quiet_NaN());
+  const Proposal p = worker.propose();
+  // Where all coordinates are sent, nothing is left to be agreed upon but what the values are.
+  if (codec->sent() < codec->n()) {
+    EXPECT_FALSE(p.finite);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, EveryCodec, testing::ValuesIn(kDescriptions));
+
+TEST(Random, DrawsEachCoordinateEquallyOftenAndAlikeOnAllRanks) {
+  const size_t n = 37, k = 5, steps = 20000;
+  const auto codec = make_codec("random n=37 k=5 values=float32 factor=1");
+  std::vector<size_t> counts(n);
+  Worker worker(codec, std::vector<float>(n, 1.0f));
+  for (size_t step = 0; step < steps; ++step) {
+    worker.randomness = Randomness(1, 2, step, 0);
+    const Proposal p = worker.propose();
+    worker.randomness = Randomness(1, 2, step, 7);
+    ASSERT_EQ(worker.propose().indices, p.indices);
+    for (const uint32_t i : p.indices) ++counts[i];
+  }
+  // A binomial count of mean 2703 and standard deviation 48; five of them, 37 coordinates: 2e-5 by chance.
+  const double mean = static_cast<double>(steps * k) / static_cast<double>(n);
+  for (const size_t count : counts) EXPECT_NEAR(static_cast<double>(count), mean, 5.0 * std::sqrt(mean));
+}
+
+TEST(Sketch, FindsTheHeavyCoordinates) {
+  const auto codec = make_codec("sketch n=600 k=10 rows=5 columns=1000");
+  std::vector<float> grad = test::normal(600, 1, 0.01f);
+  std::set<uint32_t> heavy;
+  for (uint32_t i = 3; heavy.size() < 10; i += 57) {
+    grad[i] = i % 2 ? 5.0f : -5.0f;
+    heavy.insert(i);
+  }
+  Worker worker(codec, grad);
+  std::fill(worker.residual.begin(), worker.residual.end(), 0.0f);
+  ASSERT_TRUE(worker.open());
+  const Proposal p = worker.propose();
+  EXPECT_EQ(std::set<uint32_t>(p.indices.begin(), p.indices.end()), heavy);
+}
+
+TEST(LowRank, RecoversAMatrixOfThatRank) {
+  const auto codec = make_codec("lowrank rows=20 columns=30 rank=2");
+  const std::vector<float> left = test::normal(40, 1), right = test::normal(60, 2);
+  std::vector<float> matrix(600);
+  for (size_t i = 0; i < 20; ++i) {
+    for (size_t j = 0; j < 30; ++j)
+      matrix[30 * i + j] = left[i] * right[j] + left[20 + i] * right[30 + j];
+  }
+  Worker worker(codec, matrix);
+  std::fill(worker.residual.begin(), worker.residual.end(), 0.0f);
+  ASSERT_TRUE(worker.open());
+  const Proposal p = worker.propose();
+  for (size_t i = 0; i < 600; ++i) EXPECT_NEAR(p.sent[i], matrix[i], 1e-4);
+}
+
+TEST(LowRank, AScaleOutOfAllProportionLastsOneStep) {
+  const auto codec = make_codec("lowrank rows=20 columns=30 rank=2");
+  Worker worker(codec, test::normal(600, 1));
+  std::fill(worker.residual.begin(), worker.residual.end(), 0.0f);
+  for (const float size : {1e25f, 1.0f, 1e-25f, 1.0f}) {
+    worker.grad = test::normal(600, 2, size);
+    ASSERT_TRUE(worker.open());
+    const Proposal p = worker.propose();
+    ASSERT_TRUE(p.finite);
+    worker.commit(p);
+    codec->absorb(p.payload.data(), 1, worker.memory.data());
+  }
+}
+
+TEST(Proportion, OneCoordinateGoesToTheLargerSign) {
+  Worker worker(make_codec("coordinates n=5 k=1 indices=int32 values=float32 select=proportion"),
+                {1, 2, -3, 4, -5});
+  std::fill(worker.residual.begin(), worker.residual.end(), 0.0f);
+  for (const float expected : {-5.0f, 8.0f, -10.0f}) {
+    const Proposal p = worker.propose();
+    EXPECT_EQ(p.sent[0], expected);
+    worker.commit(p);
+  }
+}
+
+TEST(Ternarise, DoesNotClipEqualValues) {
+  const auto codec =
+      make_codec("coordinates n=1000 k=1000 indices=int32 values=float32 select=ternarise clip=2.5 shared=0");
+  Worker worker(codec, std::vector<float>(1000, 0.1f));
+  std::fill(worker.residual.begin(), worker.residual.end(), 0.0f);
+  EXPECT_EQ(worker.propose().sent, worker.grad);
+}
+
+TEST(Unambiguous, AMomentIsNeverInfinite) {
+  for (const char* const threshold : {"0", "1e19", "1e30"}) {
+    const auto codec = make_codec(
+        std::string("coordinates n=4 k=4 indices=int32 values=float32 select=unambiguous alpha=1 zeta=0.9") +
+        " threshold=" + threshold);
+    Worker worker(codec, std::vector<float>(4, 1e30f));
+    std::fill(worker.residual.begin(), worker.residual.end(), 0.0f);
+    for (int step = 0; step < 4; ++step) {
+      worker.commit(worker.propose());
+      for (const float moment : worker.memory) ASSERT_TRUE(std::isfinite(moment));
+    }
+  }
+}
+
+TEST(Descriptions, AreRefusedWithWhatIsWrong) {
+  const auto message = [](const std::string& description) -> std::string {
+    try {
+      make_codec(description);
+    } catch (const std::invalid_argument& error) {
+      return error.what();
+    }
+    return "accepted";
+  };
+  EXPECT_EQ(message("unheard n=1").substr(0, 36), "codec is 'unheard'; allowed: coordin");
+  EXPECT_EQ(message("random n=10 k=11 values=float32 factor=1"), "k is 11; allowed: 1 to 10");
+  EXPECT_EQ(message("random n=10 k=1 values=float32 factor=x"), "factor is x; allowed: 0 to 1e+09");
+  EXPECT_EQ(message("random n=10 k=1 values=float32"), "factor is missing; allowed: a value for random");
+  EXPECT_EQ(message("random n=10 k=1 values=float32 factor=1 far=1"),
+            "setting is far=1; allowed: none of this name for random");
+  EXPECT_EQ(message("coordinates n=9 k=2 indices=int32 values=float32 select=ternarise clip=1 shared=0"),
+            "k is 2 of n=9 with select=ternarise, which selects nothing; allowed: n");
+  EXPECT_EQ(message("random n=10 n=10"), "setting is n=10; allowed: each name once");
+}
+
+}  // namespace
+}  // namespace dgc

@@ -1,0 +1,103 @@
+"""Every method of the family, in the adapter, against all workers in one process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import horovod.torch as hvd
+import numpy as np
+import torch
+from family import MOMENTUM, compared_steps, family, reduced_alone
+
+from checks.common import Fed, assert_ranks_identical, compressed
+from horovod_dgc import Method, VarianceBased
+from horovod_dgc.torch import SecondMoments
+
+STEPS = 50
+
+
+def follow(method: Method, transport: str, op: Any, steps: int = STEPS, backend: str = "auto") -> None:
+    model = Fed()
+    feeds = [[[g.numpy() for g in model.feed(step, rank)] for rank in range(hvd.size())] for step in range(steps)]
+    expected = reduced_alone(method, feeds, factor=1.0 if op == hvd.Average else float(hvd.size()))
+    compared = compared_steps([method.plan(p.shape, steps) for p in model.parameters()])
+    # The optimizer applies its own momentum where the method takes none over: then it is left out.
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=MOMENTUM if method.corrects_momentum else 0.0)
+    settings = {"transport": transport, "backend": backend}
+    optimizer, compression = compressed(method, model, optimizer, settings=settings, op=op)
+    for step in range(steps):
+        optimizer.zero_grad()
+        model.backward(model.feed(step, hvd.rank()))
+        optimizer.synchronize()
+        for p, result in zip(model.parameters(), expected[step] if step < compared else ()):
+            difference = np.abs(p.grad.numpy().ravel() - result).max()
+            scale = max(1.0, np.abs(result).max())
+            assert difference <= 2e-5 * scale, f"{method} by {transport}, step {step}: {difference} of {scale}"
+        with optimizer.skip_synchronize():
+            optimizer.step()
+    assert_ranks_identical(model, f"{method} by {transport}")
+    sent = compression.stats().last.sent
+    if transport == "gather":
+        plans = [method.plan(p.shape, steps) for p in model.parameters()]
+        assert sent == sum(plan.payload_nbytes + plan.opening_nbytes for plan in plans)
+
+
+def check_every_method_by_gathered_payloads() -> None:
+    for method in family():
+        follow(method, "gather", hvd.Average)
+
+
+def check_every_method_by_allreduce() -> None:
+    for method in family():
+        follow(method, "allreduce", hvd.Sum)
+
+
+def check_every_method_in_plain_torch() -> None:
+    for method in family():
+        follow(method, "gather", hvd.Average, steps=8, backend="torch")
+
+
+def check_second_moments_reach_the_method() -> None:
+    """Variance-based compression with the samples' own moments, against the same formula in this process alone."""
+    method = VarianceBased(alpha=1.0, cap=0.2, values="float32")
+    torch.manual_seed(3)
+    model = torch.nn.Linear(30, 20, bias=False)
+    scale = 128.0
+    inputs = [torch.randn(6, 30, generator=torch.Generator().manual_seed(100 * r)) for r in range(hvd.size())]
+    state = [method.init((20, 30)) for _ in inputs]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = Scaler(scale)
+    settings = {"second_moments": SecondMoments(model), "grad_scaler": scaler, "transport": "gather"}
+    optimizer, _ = compressed(method, model, optimizer, settings=settings)
+    sent = 0
+    for step in range(6):
+        samples = [x + 0.1 * step for x in inputs]
+        total = np.zeros(600, np.float32)
+        for rank, x in enumerate(samples):
+            # Each sample's gradient of mean(sum(output**2) / 2).
+            outputs = x @ model.weight.detach().T
+            own = torch.einsum("zo,zi->zoi", outputs, x) / len(x)
+            squares = own.square().sum(0).reshape(-1).numpy()
+            payload = method.encode(own.sum(0).reshape(-1).numpy(), state[rank], rank=rank, squares=squares)
+            method.decode(payload, total, scale=1 / hvd.size())
+        optimizer.zero_grad()
+        x = samples[hvd.rank()]
+        (scale * model(x).square().sum(1).mean() / 2).backward()
+        optimizer.synchronize()
+        with optimizer.skip_synchronize():
+            difference = np.abs(model.weight.grad.numpy().ravel() / scale - total).max()
+            assert difference < 1e-4 * max(1.0, np.abs(total).max()), f"step {step}: {difference}"
+            sent += np.count_nonzero(total)
+            model.weight.grad /= scale
+            optimizer.step()
+    assert 0 < sent < 6 * 600, "everything or nothing was unambiguous"
+
+
+class Scaler:
+    """A loss scale that does not change."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def get_scale(self) -> float:
+        return self.scale
