@@ -26,6 +26,7 @@ from horovod_dgc import DGC
 
 SIZES = (0, 1, 2, 3, 31, 257, 1009, 4099, 10007)
 CHECKED_EVERY = 50
+REPORTED_EVERY = 100
 LARGE = 10_000_000
 DENSITIES = (0.01, 0.001, 0.25, 1.0, 0.05)
 # Sums of this many gradients per coordinate stay whole numbers that float32 holds.
@@ -156,6 +157,9 @@ def main() -> None:
         for job in jobs:
             job.check(number)
         series.append(rss())
+        if number % REPORTED_EVERY == 0:
+            # For a time limit that strikes: a stall looks different from a slow machine.
+            print(f"rank {hvd.rank()}: step {number}, {time.monotonic() - began:.1f} s, {series[-1]:.1f} MiB", flush=True)
     figures = {"steps": steps, "seconds": time.monotonic() - began, "rss": series}
     gathered = hvd.allgather_object(figures, name="soak.figures")
     if hvd.rank() == 0:
