@@ -146,8 +146,8 @@ class Exchange:
             totals: counts to add this tensor's to.
         """
         gradient = self._applied(output, waited, totals) if self._plan.numel else self._gradient
-        # The step lives on until the next one begins; gradients, copies and payloads need not. Without a way back to it,
-        # all goes then, and not when Python next looks for cycles, which may be thousands of steps later.
+        # The step lives on until the next one begins; gradients, copies and payloads need not. Without a way back to
+        # it, all goes then, and not when Python next looks for cycles, which may be thousands of steps later.
         del self.message, self._gradient, self._flat, self._view, self._inputs, self._proposal, self.step
         return gradient
 

@@ -1,10 +1,11 @@
-"""An elastic job that loses a rank and gains another. Usage: elastic_training.py FOLDER OP
+"""An elastic job that loses a rank and gains another. Usage: elastic_training.py FOLDER OP SIZE
 
 Gradients are whole numbers that depend on the step and the process. OP is "sum" or "average", without momentum, so that
 sums are exact, or "momentum": the average with momentum, and weight decay of weights that are not zero. In FOLDER,
 `hosts` is what the discovery script prints; each process leaves its last commit (what it was fed with and what waits in
 its residual), and at the end its parameters. The process on the host that FOLDER/victim names, if any, kills itself in
-step 10; in step 20 rank 0 changes the hosts to those in FOLDER/hosts-then.
+step 10; in step 20 rank 0 changes the hosts to those in FOLDER/hosts-then. The job goes on until SIZE ranks have
+trained together for some steps.
 """
 
 from __future__ import annotations
@@ -26,14 +27,13 @@ from checks.common import Fed, compressed, digest
 from horovod_dgc import DGC
 from horovod_dgc.torch.elastic import TorchState
 
-STEPS = 40
+STEPS_TOGETHER = 6
 COMMITTED_EVERY = 3
 KILLED_IN = 10
 CHANGED_IN = 20
-# For the driver to notice the change while there are steps left.
-STEP_SECONDS = 0.25
+STEP_SECONDS = 0.05
 
-folder, op = Path(sys.argv[1]), "Sum" if sys.argv[2] == "sum" else "Average"
+folder, op, size = Path(sys.argv[1]), "Sum" if sys.argv[2] == "sum" else "Average", int(sys.argv[3])
 me = secrets.token_hex(4)
 
 
@@ -80,7 +80,9 @@ def train(state: Any) -> None:
     book.since = []
     where = f"step {state.step} as rank {hvd.rank()} of {hvd.size()}"
     print(f"process {me} on {host}: {where}, norm {compression.stats().total.residual_norm:.6g}", flush=True)
-    while state.step < STEPS:
+    # How long the driver takes to notice the change of hosts is not known beforehand.
+    begun = state.step
+    while state.step <= CHANGED_IN or hvd.size() != size or state.step < begun + STEPS_TOGETHER:
         time.sleep(STEP_SECONDS)
         if state.step == CHANGED_IN and hvd.rank() == 0 and (folder / "hosts-then").exists():
             os.replace(folder / "hosts-then", folder / "hosts")

@@ -159,7 +159,8 @@ def main() -> None:
         series.append(rss())
         if number % REPORTED_EVERY == 0:
             # For a time limit that strikes: a stall looks different from a slow machine.
-            print(f"rank {hvd.rank()}: step {number}, {time.monotonic() - began:.1f} s, {series[-1]:.1f} MiB", flush=True)
+            elapsed = time.monotonic() - began
+            print(f"rank {hvd.rank()}: step {number}, {elapsed:.1f} s, {series[-1]:.1f} MiB", flush=True)
     figures = {"steps": steps, "seconds": time.monotonic() - began, "rss": series}
     gathered = hvd.allgather_object(figures, name="soak.figures")
     if hvd.rank() == 0:
