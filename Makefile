@@ -79,7 +79,7 @@ cpp-test: env ## C++ unit tests
 cpp-test-asan: env ## C++ unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call cpp_tests,cpp-asan,-DDGC_SANITIZE=address$(comma)undefined)
 
-cpp-test-tsan: env ## C++ unit tests under ThreadSanitizer
+cpp-test-tsan: env ## C++ unit tests of what runs on several threads, under ThreadSanitizer
 	$(call cpp_tests,cpp-tsan,-DDGC_SANITIZE=thread)
 
 fuzz-quick: env ## Fuzz the decoders and the checkpoint reader, 20 seconds each

@@ -3,9 +3,10 @@
 Usage: faulty_training.py FOLDER [FAULT POINT RANK STEP]
 
 FAULT is "kill" (SIGKILL), "stop" (SIGSTOP: all threads, Horovod's too), "sleep" (the training thread alone, for good)
-or "nap" (for twelve seconds). It strikes RANK in step number STEP at the second tensor's POINT: "encode", "gather" (its
-payload handed over) or "decode" (payloads received); with commas between several points, one step apart. In FOLDER each
-rank leaves its process number, the time when it struck, what it saw of it and when, and the digest of its final state.
+or "nap" (for eleven seconds, longer than any time-out that is set). It strikes RANK in step number STEP at the second
+tensor's POINT: "encode", "gather" (its payload handed over) or "decode" (payloads received); with commas between
+several points, one step apart. In FOLDER each rank leaves its process number, the time when it struck, what it saw of
+it and when, and the digest of its final state.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from horovod_dgc.torch.exchange import Exchange
 
 STEPS = 24
 SAVED_EVERY = 4
-SLEEPS = {"sleep": 600.0, "nap": 12.0}
+SLEEPS = {"sleep": 600.0, "nap": 11.0}
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 POINTS = {"encode": (CoreBackend, "propose"), "gather": (Exchange, "_send"), "decode": (CoreBackend, "decode_add")}
 

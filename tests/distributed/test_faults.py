@@ -13,7 +13,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +85,49 @@ def ends(job: Job, first: int) -> list[str]:
     return list(digests)
 
 
+@contextlib.contextmanager
+def watching(look: Callable[[], None]) -> Iterator[None]:
+    """Call ``look`` ten times a second."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            look()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def waker(folder: Path, after: float) -> Callable[[], None]:
+    """Sends SIGCONT to the faulty rank this many seconds after each time that it is struck."""
+    woken = set()
+
+    def look() -> None:
+        struck = folder / "struck"
+        at = struck.stat().st_mtime if struck.exists() else time.time()
+        if at not in woken and time.time() > at + after:
+            os.kill(int((folder / f"pid-{FAULTY}").read_text()), signal.SIGCONT)
+            woken.add(at)
+
+    return look
+
+
+def ender(folder: Path) -> Callable[[], None]:
+    """Kills the faulty rank once all others have said what they saw: horovodrun would wait ten seconds for it."""
+
+    def look() -> None:
+        if len(list(folder.glob("seen-*"))) == RANKS - 1:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int((folder / f"pid-{FAULTY}").read_text()), signal.SIGKILL)
+
+    return look
+
+
 @pytest.mark.parametrize(("launcher", "fault"), NOTICED)
 @pytest.mark.timeout(5 * JOB_SECONDS)
 def test_the_others_get_an_error_and_the_job_resumes_bit_for_bit(launcher: str, fault: str, tmp_path: Path) -> None:
@@ -92,7 +135,8 @@ def test_the_others_get_an_error_and_the_job_resumes_bit_for_bit(launcher: str, 
     step = 0
     for point in POINTS:
         step += 6
-        job = train(launcher, tmp_path, fault, point, str(FAULTY), str(step))
+        with watching(ender(tmp_path)) if fault == "stop" else contextlib.nullcontext():
+            job = train(launcher, tmp_path, fault, point, str(FAULTY), str(step))
         what = f"{launcher} {fault} in {point}:\n{job.finished.output[-3000:]}"
         assert job.finished.returncode not in (0, None), what
         struck = float((tmp_path / "struck").read_text())
@@ -108,33 +152,10 @@ def test_the_others_get_an_error_and_the_job_resumes_bit_for_bit(launcher: str, 
     assert ends(job, 16) == undisturbed(launcher)
 
 
-@contextlib.contextmanager
-def waking(folder: Path, after: float) -> Iterator[None]:
-    """Send SIGCONT to the faulty rank this many seconds after each time that it is struck."""
-    over = threading.Event()
-
-    def watch() -> None:
-        woken = set()
-        while not over.wait(0.1):
-            struck = folder / "struck"
-            at = struck.stat().st_mtime if struck.exists() else time.time()
-            if at not in woken and time.time() > at + after:
-                os.kill(int((folder / f"pid-{FAULTY}").read_text()), signal.SIGCONT)
-                woken.add(at)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
 @pytest.mark.timeout(3 * JOB_SECONDS)
 def test_a_stopped_process_under_mpi_is_waited_for(tmp_path: Path) -> None:
     """Horovod's coordinator blocks in MPI, which has no time-out; the stall changes nothing once it ends."""
-    with waking(tmp_path, 2 * STALL_SECONDS + 4):
+    with watching(waker(tmp_path, 2 * STALL_SECONDS + 1)):
         job = train("mpirun", tmp_path, "stop", ",".join(POINTS), str(FAULTY), "9")
     assert job.finished.returncode == 0, job.finished.output[-3000:]
     assert ends(job, 0) == undisturbed("mpirun")
