@@ -25,7 +25,23 @@ define cpp_tests
 	$(BIN)/ctest --test-dir build/$(1) --output-on-failure --timeout 600 --parallel $(JOBS)
 endef
 
-.PHONY: help env env-tf215 demo demo-tensorflow test test-quick test-tf215 lint cpp-test cpp-test-asan cpp-test-tsan bench bench-family clean
+# Seconds for each of the two fuzz targets; what they find to be new is kept in build/fuzz for the next run.
+FUZZ_SECONDS := 600
+FUZZ_OPTIONS = -max_total_time=$(1) -timeout=20 -verbosity=0 -print_final_stats=1
+
+# $(1) seconds
+define fuzz
+	$(call cpp_build,cpp-fuzz,-DCMAKE_CXX_COMPILER=clang++ -DDGC_FUZZERS=ON -DDGC_SANITIZE=address$(comma)undefined)
+	mkdir -p build/fuzz/payload/seeds build/fuzz/payload/corpus build/fuzz/checkpoint
+	build/cpp-fuzz/seeds build/fuzz/payload/seeds
+	build/cpp-fuzz/payload_fuzz $(FUZZ_OPTIONS) -max_len=65536 -artifact_prefix=build/fuzz/payload/ \
+	  build/fuzz/payload/corpus build/fuzz/payload/seeds
+	$(BIN)/python -P tests/fuzz/checkpoint_reader.py build/fuzz/checkpoint $(FUZZ_OPTIONS) \
+	  -artifact_prefix=build/fuzz/checkpoint/
+endef
+
+.PHONY: help env env-tf215 demo demo-tensorflow test test-quick test-tf215 lint cpp-test cpp-test-asan cpp-test-tsan \
+  fuzz fuzz-quick soak bench bench-family clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,7 +58,7 @@ demo: env ## Train with 2 workers, dense and with DGC at 0.1 %, and compare (DEM
 demo-tensorflow: env ## The same with TensorFlow and Keras
 	$(IN_VENV) $(BIN)/python examples/demo.py --framework tensorflow --output demo/tensorflow $(DEMO_ARGS)
 
-test: env lint cpp-test cpp-test-asan ## Every check: lint, C++ tests plain and with sanitizers, all Python tests
+test: env lint cpp-test cpp-test-asan cpp-test-tsan fuzz-quick ## Every check: lint, C++ tests, fuzzing, Python tests
 	$(PYTEST) tests/unit tests/distributed tests/tensorflow tests/packaging
 
 test-quick: env ## Python unit tests only
@@ -63,8 +79,20 @@ cpp-test: env ## C++ unit tests
 cpp-test-asan: env ## C++ unit tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call cpp_tests,cpp-asan,-DDGC_SANITIZE=address$(comma)undefined)
 
-cpp-test-tsan: env ## C++ unit tests under ThreadSanitizer
+cpp-test-tsan: env ## C++ unit tests of what runs on several threads, under ThreadSanitizer
 	$(call cpp_tests,cpp-tsan,-DDGC_SANITIZE=thread)
+
+fuzz-quick: env ## Fuzz the decoders and the checkpoint reader, 20 seconds each
+	$(call fuzz,20)
+
+fuzz: env ## The same for FUZZ_SECONDS each (600)
+	$(call fuzz,$(FUZZ_SECONDS))
+
+# Steps of each of the two jobs; about 30 a second on two idle cores.
+SOAK_STEPS := 5000
+
+soak: env ## Thousands of steps with random sizes, gradients and densities (SOAK_STEPS): memory, losses, equality
+	SOAK_STEPS=$(SOAK_STEPS) $(PYTEST) -s tests/distributed/test_soak.py
 
 bench: env ## Every benchmark of benchmarks/, one after the other; wants an otherwise idle machine
 	$(call cpp_build,cpp-bench,-DDGC_BENCHMARKS=ON)

@@ -105,7 +105,7 @@ std::shared_ptr<const Codec> make_coordinates(Settings* settings) {
   const Layout layout(n, k, index_coder(settings->word("indices")), ValueCoder(settings->word("values")));
   const bool vote = settings->has("vote") && settings->flag("vote");
   if (vote && k != n) throw std::invalid_argument("vote is 1; allowed: 0 unless k is n");
-  return std::make_shared<Coordinates>(layout, make_selector(n, settings), vote);
+  return std::make_shared<Coordinates>(layout, make_selector(settings, n, k), vote);
 }
 
 struct Kind {

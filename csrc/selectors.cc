@@ -275,8 +275,7 @@ class Ternarise : public Selector {
     if (shared_) *out = scale_of(values, n, limit_of(values, n));
   }
 
-  Selected select(const float* values, size_t n, size_t k, const Context& context) const override {
-    if (k != n) throw std::logic_error("ternarising selects nothing: k must be n");
+  Selected select(const float* values, size_t n, size_t, const Context& context) const override {
     Selected chosen;
     const float limit = limit_of(values, n);
     const float scale = shared_ ? *context.opened : scale_of(values, n, limit);
@@ -373,7 +372,7 @@ float positive(Settings* settings, const char* name) {
 
 }  // namespace
 
-std::shared_ptr<const Selector> make_selector(size_t n, Settings* settings) {
+std::shared_ptr<const Selector> make_selector(Settings* settings, size_t n, size_t k) {
   const std::string name = settings->word("select");
   if (name == "largest") return nullptr;
   if (name == "above") return std::make_shared<Above>(positive(settings, "threshold"));
@@ -384,6 +383,9 @@ std::shared_ptr<const Selector> make_selector(size_t n, Settings* settings) {
   }
   if (name == "bins") return std::make_shared<Bins>(settings->whole("length", 1, 1u << 30));
   if (name == "ternarise") {
+    if (k != n)
+      throw std::invalid_argument("k is " + std::to_string(k) + " of n=" + std::to_string(n) +
+                                  " with select=ternarise, which selects nothing; allowed: n");
     const double clip = settings->number("clip", 0, kMost);
     return std::make_shared<Ternarise>(static_cast<float>(clip), settings->flag("shared"));
   }

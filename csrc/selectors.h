@@ -34,7 +34,7 @@ class Selector {
   virtual void settle(const Proposal&, const float*, const Context&, float*) const {}
 };
 
-// For n elements, from settings: select=NAME and what that one needs. Null for select=largest.
-std::shared_ptr<const Selector> make_selector(size_t n, Settings* settings);
+// From settings: select=NAME and what that one needs, for k of n coordinates. Null for select=largest.
+std::shared_ptr<const Selector> make_selector(Settings* settings, size_t n, size_t k);
 
 }  // namespace dgc

@@ -185,7 +185,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(f"{folder} holds no checkpoint: {error}") from error
     try:
         content = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged or foreign: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} must be a manifest of a {FORMAT}")
@@ -195,9 +195,15 @@ def read_manifest(folder: Path) -> Manifest:
             f"written by horovod_dgc {content.get('package')}; this is {horovod_dgc.__version__}"
         )
     digest = content.pop("sha256", None)
-    # The second condition covers bytes that JSON does not care about.
-    if digest != _digest(content) or data != _encode({**content, "sha256": digest}):
+    try:
+        # The second condition covers bytes that JSON does not care about.
+        whole = digest == _digest(content) and data == _encode({**content, "sha256": digest})
+    except RecursionError:
+        whole = False
+    if not whole:
         raise CheckpointError(f"{path} is damaged: its content does not match its sha256")
+    if not _is_manifest(content):
+        raise CheckpointError(f"{path} must name a save, its state and its shards as this package writes them")
     return Manifest(folder, content["save"], content["state"], content["shards"], digest)
 
 
@@ -224,19 +230,27 @@ class Shard:
                 raise CheckpointError(f"{self._path} does not match its sha256 in the manifest: it is damaged")
             self._file = safetensors.safe_open(self._path, framework="np")
             metadata = self._file.metadata() or {}
-        except (OSError, safetensors.SafetensorError) as error:
+            header = json.loads(metadata.get(FORMAT, "{}"))
+        except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
             raise CheckpointError(f"cannot read {self._path}: {error}") from error
         written = {**_identity(manifest.save), "rank": position, "workers": manifest.workers, "state": manifest.state}
-        header = json.loads(metadata.get(FORMAT, "{}"))
-        if {**header, "package": written["package"]} != written:
+        if not isinstance(header, dict) or {**header, "package": written["package"]} != written:
             raise CheckpointError(f"{self._path} is not rank {position}'s shard of the save that the manifest names")
 
     def names(self) -> list[str]:
         return sorted(self._file.keys())
 
     def array(self, name: str) -> FloatArray:
-        """A copy of the array of this name, float32."""
-        array: FloatArray = self._file.get_tensor(name)
+        """A copy of the array of this name, float32.
+
+        Raises:
+            CheckpointError: there is none of this name and dtype.
+        """
+        try:
+            array: FloatArray = self._file.get_tensor(name)
+        except (_safetensors().SafetensorError, TypeError, AttributeError, KeyError) as error:
+            # The latter three: dtypes that NumPy does not have.
+            raise CheckpointError(f"{self._path}: cannot read {name}: {error}") from error
         if array.dtype != np.float32:
             raise CheckpointError(f"{self._path}: {name} must be float32, got {array.dtype}")
         return array
@@ -253,6 +267,20 @@ def _safetensors() -> Any:
 
 def _identity(save_id: str) -> dict[str, Any]:
     return {"format": FORMAT, "version": VERSION, "package": horovod_dgc.__version__, "save": save_id}
+
+
+def _is_manifest(content: dict[str, Any]) -> bool:
+    """Whether the parts that reading relies on are there; anybody can compute a digest."""
+    shards = content.get("shards")
+    return (
+        isinstance(content.get("save"), str)
+        and isinstance(content.get("state"), dict)
+        and isinstance(shards, list)
+        and len(shards) > 0
+        and all(isinstance(shard, dict) and shard.keys() == {"file", "nbytes", "sha256"} for shard in shards)
+        # A name of ours leads nowhere but into the folder itself.
+        and all(isinstance(shard["file"], str) and OURS.fullmatch(shard["file"]) for shard in shards)
+    )
 
 
 def _encode(content: dict[str, Any]) -> bytes:

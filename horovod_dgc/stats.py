@@ -54,11 +54,15 @@ class Stats:
     """Result of ``Compression.stats()``: ``total`` and, by parameter name, ``tensors``; all since the start.
 
     ``last`` holds the latest committed step alone, summed over the tensors: what a step costs after the warm-up.
+    ``lost_ranks`` counts ranks that an elastic job has lost, and ``lost_norm`` is the Euclidean norm of their residuals
+    at the last commit, NaN if one is not known.
     """
 
     total: TensorStats = field(default_factory=TensorStats)
     last: TensorStats = field(default_factory=TensorStats)
     tensors: dict[str, TensorStats] = field(default_factory=dict)
+    lost_ranks: int = 0
+    lost_norm: float = 0.0
 
     def __str__(self) -> str:
         total, last = self.total, self.last

@@ -42,6 +42,11 @@ has_header() {
   printf '#if !__has_include(<%s>)\n#error\n#endif\n' "$1" | g++ -E -x c++ - >/dev/null 2>&1
 }
 
+has_libfuzzer() {
+  local builtins
+  builtins=$(clang++ --rtlib=compiler-rt -print-libgcc-file-name 2>/dev/null) && [[ -e ${builtins/builtins/fuzzer} ]]
+}
+
 missing_system_packages() {
   local python
   if python=$(find_python); then
@@ -58,6 +63,11 @@ os.stat(os.path.join(sysconfig.get_path("include"), "Python.h"))' 2>/dev/null ||
   command -v g++ >/dev/null || echo g++
   has_header gtest/gtest.h || echo libgtest-dev
   has_header benchmark/benchmark.h || echo libbenchmark-dev
+  if ! has_libfuzzer; then
+    echo clang
+    # A package of its own, but in older distributions.
+    [[ $(. /etc/os-release && echo "$ID $VERSION_ID") == "ubuntu 22.04" ]] || echo libclang-rt-dev
+  fi
 }
 
 install_system_packages() {

@@ -386,6 +386,8 @@ TEST(Descriptions, AreRefusedWithWhatIsWrong) {
   EXPECT_EQ(message("random n=10 k=1 values=float32"), "factor is missing; allowed: a value for random");
   EXPECT_EQ(message("random n=10 k=1 values=float32 factor=1 far=1"),
             "setting is far=1; allowed: none of this name for random");
+  EXPECT_EQ(message("coordinates n=9 k=2 indices=int32 values=float32 select=ternarise clip=1 shared=0"),
+            "k is 2 of n=9 with select=ternarise, which selects nothing; allowed: n");
   EXPECT_EQ(message("random n=10 n=10"), "setting is n=10; allowed: each name once");
 }
 

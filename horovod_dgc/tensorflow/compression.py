@@ -53,6 +53,10 @@ class Compression(tf.Module):  # type: ignore[misc]
         transport: "auto" picks for each variable the cheaper of gathered payloads and a dense allreduce of the
             masked gradient; "gather" and "allreduce" force one.
         agreement_timeout: seconds that the first trace waits for all ranks to compare configurations, > 0.
+        check_sync: every so many exchanges, the first one included, compare digests of all variables across ranks
+            before anything is applied, and fail with the same InvalidArgumentError on all if they differ; 0 for never.
+            Costs a FarmHash of every variable and one gather of 8 bytes for each. Ranks that have restored
+            checkpoints of different steps would wait for one another.
 
     Raises:
         ValueError: a wrong option, or variables that are missing, repeated or of a wrong dtype.
@@ -67,6 +71,7 @@ class Compression(tf.Module):  # type: ignore[misc]
         second_moments: SecondMoments | None = None,
         transport: str = "auto",
         agreement_timeout: float = 600.0,
+        check_sync: int = 0,
     ) -> None:
         checked(method)
         if method.stages() is None:
@@ -99,6 +104,7 @@ class Compression(tf.Module):  # type: ignore[misc]
             second_moments=second_moments,
             transport=forced(transport),
             timeout=_checks.in_range("agreement_timeout", agreement_timeout, 0, math.inf, low_open=True),
+            check_sync=_checks.whole_number("check_sync", check_sync, 0),
         )
 
     def compress(self, tensor: tf.Tensor) -> tuple[tf.Tensor, Exchange | None]:
@@ -146,15 +152,18 @@ class _Graphs:
         second_moments: SecondMoments | None,
         transport: Transport | None,
         timeout: float,
+        check_sync: int,
     ) -> None:
         self._method = method
         self._optimizer = optimizer
         self._takeover = takeover
         self._by_variable = {id(tensor.variable): tensor for tensor in tensors}
+        self._model = [tensor for tensor in tensors if tensor.numel]
         self._progress = progress
         self.second_moments = second_moments
         self._transport = transport
         self._timeout = timeout
+        self._check_sync = check_sync
         self._ordinal = next(_ordinals)
         self._one = tf.Variable([1.0], trainable=False, name="one")
         self._agreed: set[Any] = set()
@@ -203,6 +212,8 @@ class _Graphs:
                 one=self._one,
                 progress=self._progress,
                 starts=list(starts),
+                model=self._model,
+                check_sync=self._check_sync,
             )
 
     def _exchanged(self, call: Call) -> dict[int, Tensor]:
@@ -225,7 +236,7 @@ class _Graphs:
         lines = [
             f"horovod_dgc {horovod_dgc.__version__}, compression number {self._ordinal}",
             f"method {self._method.configuration()}",
-            f"transport {self._transport or 'auto'}, Keras {3 if KERAS_3 else 2}",
+            f"transport {self._transport or 'auto'}, Keras {3 if KERAS_3 else 2}, check_sync {self._check_sync}",
             f"optimizer {type(self._takeover.optimizer).__name__}, momentum corrected: {self._takeover.momentum}",
         ]
         # By position: names follow counters of layers, which may differ.

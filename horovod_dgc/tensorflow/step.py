@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from horovod_dgc import transport
 from horovod_dgc.methods.base import Method, Plan
+from horovod_dgc.tensorflow import sync
 from horovod_dgc.tensorflow.callers import Call
 from horovod_dgc.tensorflow.moments import SecondMoments
 from horovod_dgc.tensorflow.operations import library
@@ -212,6 +213,8 @@ class Step:
         one: float32 variable of one element that holds 1.
         progress: int64 (4,) variable of counts.
         starts: first step of each stage of the method's schedule.
+        model: all tensors of the model, in its order.
+        check_sync: every so many exchanges compare their variables across ranks; 0 for never.
     """
 
     def __init__(
@@ -230,6 +233,8 @@ class Step:
         one: tf.Variable,
         progress: tf.Variable,
         starts: list[int],
+        model: list[Tensor],
+        check_sync: int,
     ) -> None:
         self.method = method
         self.call = call
@@ -251,15 +256,20 @@ class Step:
         for exchange in exchanges:
             exchange.start(settled)
         applied = [exchange.applied for exchange in exchanges]
+        first = min(tensor.position for tensor in exchanged.values())
         nonfinite = hvd.allreduce(
             library.horovod_dgc_nonfinite(applied),
             op=hvd.Sum,
-            name=f"horovod_dgc_nonfinite_{ordinal}_{min(tensor.position for tensor in exchanged.values())}",
+            name=f"horovod_dgc_nonfinite_{ordinal}_{first}",
             ignore_name_scope=True,
             process_set=call.process_set,
         )
         # The waiting that is counted ends when everything is there.
-        with tf.control_dependencies([exchange.outgoing for exchange in exchanges]):
+        awaited = [exchange.outgoing for exchange in exchanges]
+        if check_sync:
+            name = f"horovod_dgc_sync_{ordinal}_{first}"
+            awaited.append(sync.require(model, call, progress.read_value()[0], check_sync, name))
+        with tf.control_dependencies(awaited):
             self.skipped = library.horovod_dgc_conclude(nonfinite, applied, progress.handle)
 
     def _unscales(self, exchanges: list[Exchange]) -> list[Any]:

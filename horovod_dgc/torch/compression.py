@@ -13,17 +13,18 @@ import horovod.torch as hvd
 import torch
 
 import horovod_dgc
-from horovod_dgc import _checks, agreement
-from horovod_dgc.methods.base import Method, checked
+from horovod_dgc import _checks, agreement, sync
+from horovod_dgc.methods.base import Method, Plan, checked
 from horovod_dgc.stats import Stats, TensorStats
 from horovod_dgc.torch import state as states
 from horovod_dgc.torch.backends import Backend, TorchBackend, backend_for
 from horovod_dgc.torch.collectives import gather_bytes
 from horovod_dgc.torch.exchange import Exchange
 from horovod_dgc.torch.moments import SecondMoments
+from horovod_dgc.torch.state import Loaded
 from horovod_dgc.torch.step import Step
 from horovod_dgc.torch.takeover import Takeover
-from horovod_dgc.torch.tensors import Tensor
+from horovod_dgc.torch.tensors import Tensor, digest
 from horovod_dgc.transport import forced
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -56,6 +57,9 @@ class Compression:
         backend: "auto" uses the C++ core for host memory and plain torch for other devices; "torch" forces
             plain torch.
         agreement_timeout: seconds that the first step waits for all ranks to compare configurations, > 0.
+        check_sync: every so many exchanges, the first one included, compare digests of all parameters across ranks
+            before anything is sent, and raise the same RuntimeError on all if they differ; 0 for never. Costs a
+            SHA-256 of every parameter and one gather of 8 bytes for each.
 
     Raises:
         ValueError: a wrong option, a parameter of the optimizer without a name, or a name used twice.
@@ -72,6 +76,7 @@ class Compression:
         transport: str = "auto",
         backend: str = "auto",
         agreement_timeout: float = 600.0,
+        check_sync: int = 0,
     ) -> None:
         checked(method)
         if not isinstance(optimizer, torch.optim.Optimizer):
@@ -86,6 +91,7 @@ class Compression:
         self._transport = forced(transport)
         self._plain_torch = _checks.one_of("backend", backend, ("auto", "torch")) == "torch"
         self._timeout = _checks.in_range("agreement_timeout", agreement_timeout, 0, math.inf, low_open=True)
+        self._check_sync = _checks.whole_number("check_sync", check_sync, 0)
         names = _name(optimizer, named_parameters)
         for parameter in names.values():
             method.plan(parameter.shape)
@@ -95,6 +101,7 @@ class Compression:
             Tensor(numbers[id(parameter)], name, parameter, self._backend(parameter))
             for name, parameter in sorted(names.items())
         ]
+        self._model_order = list(names)
         self._by_parameter = {id(tensor.parameter): tensor for tensor in self._tensors}
         self._following: dict[int, Tensor] = {}
         self._previous: Tensor | None = None
@@ -108,6 +115,9 @@ class Compression:
         # State that has been loaded, and not yet compared with the optimizer's and with the other ranks'.
         self._unproven = False
         self._exchanges = 0
+        # In elastic jobs: what fits the state to the ranks that are there, and the squared norms of what was lost.
+        self._follow: Callable[[], None] | None = None
+        self._lost: list[float] = []
         self._totals = TensorStats()
         self._last = TensorStats()
 
@@ -155,7 +165,8 @@ class Compression:
         """
         tensors = {tensor.name: tensor.measured() for tensor in self._tensors}
         self._totals.residual_norm = math.sqrt(sum(t.residual_norm**2 for t in tensors.values()))
-        return Stats(dataclasses.replace(self._totals), dataclasses.replace(self._last), tensors)
+        totals, last = dataclasses.replace(self._totals), dataclasses.replace(self._last)
+        return Stats(totals, last, tensors, len(self._lost), math.sqrt(sum(self._lost)))
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's state: all that a resumed job needs beside the model, the optimizer and its schedules.
@@ -199,8 +210,7 @@ class Compression:
     def _prepare_load(self, state: Mapping[str, Any], process_set: Any) -> Callable[[], None]:
         """Check a state in full, and return what puts it in place and cannot fail."""
         states.check_header(state, self.method)
-        plans = [self.method.plan(tensor.parameter.shape, state["exchanges"]) for tensor in self._tensors]
-        loaded = states.check_tensors(state, self._tensors, plans, momentum=self._momentum)
+        loaded = states.check_tensors(state, self._tensors, self._plans(state["exchanges"]), momentum=self._momentum)
         process_set = self._members(process_set)
         place = (process_set.rank(), process_set.size())
         empty = states.is_empty(state)
@@ -224,14 +234,26 @@ class Compression:
         def put() -> None:
             if self._step is not None and not self._step.sealed:
                 self._step.given_up = True
-            for entry, plan in zip(loaded, plans):
-                entry.put(plan)
-            self._exchanges = state["exchanges"]
-            self._reduction = None if empty else state["reduction"]
-            self._process_set = process_set
-            self._unproven = True
+            self._put(loaded, state["exchanges"], None if empty else state["reduction"], process_set)
 
         return put
+
+    def _go_on(self, loaded: Iterable[Loaded], exchanges: int, reduction: str | None, process_set: Any) -> None:
+        """Go on in an elastic job. Collectives of a step under way went with the job before, so nobody waits."""
+        self._step = None
+        self._put(loaded, exchanges, reduction, process_set)
+
+    def _put(self, loaded: Iterable[Loaded], exchanges: int, reduction: str | None, process_set: Any) -> None:
+        for entry, plan in zip(loaded, self._plans(exchanges)):
+            entry.put(plan)
+        self._exchanges = exchanges
+        self._reduction = reduction
+        self._process_set = process_set
+        self._unproven = True
+
+    def _plans(self, exchanges: int) -> list[Plan]:
+        """Of all tensors, in exchange number ``exchanges``."""
+        return [self.method.plan(tensor.parameter.shape, exchanges) for tensor in self._tensors]
 
     def _members(self, process_set: Any) -> Any:
         """The process set that is meant, as far as is known before the first exchange."""
@@ -289,8 +311,12 @@ class Compression:
 
     def _begin(self) -> Step:
         owner, _ = self._calling_optimizer()
+        if self._follow is not None:
+            self._follow()
         self._own(owner)
         assert self._takeover is not None
+        if self._check_sync and self._exchanges % self._check_sync == 0:
+            self._require_sync(owner.process_set)
         scale = float(self._grad_scaler.get_scale()) if self._grad_scaler is not None else 1.0
         return Step(
             method=self.method,
@@ -303,6 +329,14 @@ class Compression:
             token_count=len(self._tensors),
             second_moments=self._second_moments,
         )
+
+    def _require_sync(self, members: Any) -> None:
+        """Raise unless the ranks' parameters are the same, as they must be before a step's gradients are exchanged."""
+        digests = gather_bytes(
+            b"".join(digest(tensor.parameter) for tensor in self._tensors), sync.NAME, members, math.inf
+        )
+        names = [tensor.name for tensor in self._tensors]
+        sync.require(names, digests, agreement.ranks_of(members), self._exchanges, order=self._model_order)
 
     def _own(self, owner: Any) -> None:
         if owner is self._owner and not self._unproven:
@@ -350,7 +384,7 @@ class Compression:
         lines = [
             f"horovod_dgc {horovod_dgc.__version__}",
             f"method {self.method.configuration()}",
-            f"transport {self._transport or 'auto'}, {scaled} grad_scaler",
+            f"transport {self._transport or 'auto'}, {scaled} grad_scaler, check_sync {self._check_sync}",
             f"optimizer {type(owner).__name__}, momentum corrected: {takeover.momentum}",
             f"exchanges done: {self._exchanges}",
         ]
@@ -365,7 +399,7 @@ class Compression:
 def _name(
     optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, torch.nn.Parameter]] | None
 ) -> dict[str, torch.nn.Parameter]:
-    """Name of every parameter of the optimizer, checked."""
+    """Name of every parameter of the optimizer, in the order given, checked."""
     groups = [group["params"] for group in optimizer.param_groups]
     in_optimizer = {id(p): p for params in groups for p in params}
     if named_parameters is None:
@@ -396,4 +430,5 @@ def _name(
     by_id: dict[int, str] = {}
     for name in sorted(names):
         by_id.setdefault(id(names[name]), name)
-    return {name: names[name] for name in by_id.values()}
+    used = set(by_id.values())
+    return {name: parameter for name, parameter in names.items() if name in used}

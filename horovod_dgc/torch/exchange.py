@@ -158,8 +158,19 @@ class Exchange:
             waited: seconds of waiting for it.
             totals: counts to add this tensor's to.
         """
-        if not self._plan.numel:
-            return self._gradient
+        gradient = self._applied(output, waited, totals) if self._plan.numel else self._gradient
+        # The step lives on until the next one begins; gradients, copies and payloads need not. Without a way back to
+        # it, all goes then, and not when Python next looks for cycles, which may be thousands of steps later.
+        del self.message, self._gradient, self._flat, self._view, self._inputs, self._proposal, self.step
+        return gradient
+
+    def cancel(self) -> None:
+        """Wait for a collective that is under way."""
+        for handle in (self._opening, self._handle):
+            if handle is not None:
+                hvd.synchronize(handle)
+
+    def _applied(self, output: torch.Tensor, waited: float, totals: tuple[TensorStats, ...]) -> torch.Tensor:
         began = time.perf_counter()
         received = output if self._handle is None else hvd.synchronize(self._handle)
         arrived = time.perf_counter()
@@ -173,15 +184,7 @@ class Exchange:
             result = self._take_sum(received, factor)
         gradient = self._deliver(result)
         self._count(waited + arrived - began, time.perf_counter() - arrived, totals)
-        # The step lives on until the next one begins; gradients, copies and payloads need not.
-        del self.message, self._gradient, self._flat, self._view, self._inputs, self._proposal
         return gradient
-
-    def cancel(self) -> None:
-        """Wait for a collective that is under way."""
-        for handle in (self._opening, self._handle):
-            if handle is not None:
-                hvd.synchronize(handle)
 
     def _send(self, carried: bool) -> None:
         step, name = self.step, f"horovod_dgc.{self._entry.name}"

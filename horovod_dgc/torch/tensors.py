@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from horovod_dgc import sync
 from horovod_dgc.methods.base import Plan
 from horovod_dgc.stats import TensorStats
 from horovod_dgc.torch.backends import Backend
@@ -109,3 +110,9 @@ def flatten(tensor: torch.Tensor) -> torch.Tensor:
     """The elements in row-major order in a dtype that the backends read: a view where that is possible."""
     flat = tensor.detach().contiguous().view(-1)
     return flat.float() if flat.dtype == torch.float64 else flat
+
+
+def digest(tensor: torch.Tensor) -> bytes:
+    """Digest of the elements in row-major order, whatever their dtype and device."""
+    flat = tensor.detach().contiguous().view(-1).cpu()
+    return sync.digest(flat.view(torch.uint8).numpy().data)

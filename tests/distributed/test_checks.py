@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 MODULES = ("checkpoint_refusals", "checkpoints", "dense", "invariants", "models", "options", "refusals")
 CASES = [
     *grid(HERE, MODULES, itertools.product(LAUNCHERS, (2, 3, 4))),
-    *grid(HERE, ["family"], [("mpirun", 2), ("horovodrun", 3)]),
+    *grid(HERE, ["elastic", "family"], [("mpirun", 2), ("horovodrun", 3)]),
 ]
 
 

@@ -212,8 +212,9 @@ def test_a_shard_that_is_not_the_one_named(tmp_path: Path) -> None:
     other = checkpoint.read_manifest(tmp_path / "b").shards[0]
     (tmp_path / "b" / other["file"]).rename(tmp_path / "a" / other["file"])
     foreign = safetensors.numpy.save(arrays(0))
-    (tmp_path / "a" / "foreign").write_bytes(foreign)
-    theirs = {"file": "foreign", "nbytes": len(foreign), "sha256": checkpoint._file_digest(tmp_path / "a" / "foreign")}
+    path = tmp_path / "a" / first["file"].replace("-00000-", "-00007-")
+    path.write_bytes(foreign)
+    theirs = {"file": path.name, "nbytes": len(foreign), "sha256": checkpoint._file_digest(path)}
     for shards in ([second, first], [other, second], [theirs, second]):
         rewrite(tmp_path / "a", shards=shards)
         with pytest.raises(CheckpointError, match="is not rank 0's shard"):

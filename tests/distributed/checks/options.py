@@ -237,6 +237,24 @@ def check_nothing_but_the_state_is_kept_between_steps() -> None:
         assert not large, [tuple(t.shape) for t in large]
 
 
+def check_a_step_goes_without_the_garbage_collector() -> None:
+    """In a process of many objects it runs once in thousands of steps; also with gradients of no elements."""
+    model = nn.ParameterList([nn.Parameter(torch.ones(30, 20)), nn.Parameter(torch.ones(1, 0))])
+    optimizer, compression = compressed(DGC(density=0.05), model, momentum_sgd(model), settings={})
+    gc.collect()
+    gc.disable()
+    try:
+        steps = []
+        for _ in range(3):
+            optimizer.zero_grad()
+            sum((p * hvd.rank()).sum() for p in model).backward()
+            optimizer.step()
+            steps.append(weakref.ref(compression._step))
+        assert [step() is None for step in steps] == [True, True, False]
+    finally:
+        gc.enable()
+
+
 def reachable_tensors(root: object) -> list[torch.Tensor]:
     """Tensors that this package's objects below ``root`` refer to."""
     found, seen, waiting = [], set(), [root]

@@ -7,7 +7,7 @@ import torch
 from rank import raises
 from torch import nn
 
-from checks.common import assert_ranks_identical, batch, compressed, distribute, small_model, train
+from checks.common import assert_ranks_identical, batch, compressed, distribute, small_model, state_digest, train
 from horovod_dgc import DGC, Warmup
 from horovod_dgc.torch import Compression
 
@@ -135,6 +135,9 @@ def check_construction_errors_name_argument_value_and_range() -> None:
         Compression(METHOD, optimizer, named, transport="ring")
     with raises(ValueError, "agreement_timeout", "-1"):
         Compression(METHOD, optimizer, named, agreement_timeout=-1)
+    for wrong in (-1, 2.5, "1", True, None):
+        with raises(ValueError, "check_sync", repr(wrong)):
+            Compression(METHOD, optimizer, named, check_sync=wrong)
     with raises(ValueError, "grad_scaler"):
         Compression(METHOD, optimizer, named, grad_scaler=2.0)
     with raises(ValueError, "lacks a name", "(16, 144)"):
@@ -153,4 +156,75 @@ def check_configuration_includes_the_schedule() -> None:
     model = small_model()
     compressed(DGC(warmup=Warmup(steps=4 + hvd.rank())), model, sgd(model), settings={})
     with raises(ValueError, "configured differently", "steps=4", "steps=5"):
+        one_backward(model)
+
+
+def flip_a_bit(parameter: torch.Tensor) -> None:
+    parameter.detach().view(-1)[-1:].view(torch.int32).bitwise_xor_(1)
+
+
+def check_parameters_out_of_sync_by_one_bit() -> None:
+    """In the step that follows, on every rank, naming the first parameter in the model's order, and the ranks."""
+    last = hvd.size() - 1
+    for rank, others in ((last, f"{last}"), (0, ", ".join(map(str, range(1, last + 1))))):
+        model = small_model()
+        optimizer, compression = compressed(METHOD, model, sgd(model), settings={"check_sync": 1})
+        train(model, optimizer, steps=3)
+        if hvd.rank() == rank:
+            flip_a_bit(model[1].weight)
+            flip_a_bit(model[1].bias)
+        before = state_digest(compression)
+        with raises(RuntimeError, "exchange 3", "'1.weight' is the first of 2 (of 7)", f"on rank 0: rank {others}."):
+            one_backward(model)
+        assert state_digest(compression) == before
+
+
+def check_parameters_that_were_never_broadcast() -> None:
+    model = small_model(seed=hvd.rank())
+    compressed(METHOD, model, sgd(model), settings={"check_sync": 100})
+    with raises(RuntimeError, "before exchange 0", "'0.weight' is the first of"):
+        one_backward(model)
+
+
+def check_parameters_are_compared_as_often_as_wanted() -> None:
+    model = small_model()
+    optimizer, _ = compressed(METHOD, model, sgd(model), settings={"check_sync": 4})
+    train(model, optimizer, steps=2)
+    if hvd.rank() == 1:
+        flip_a_bit(model[6].bias)
+    train(model, optimizer, steps=2)
+    with raises(RuntimeError, "check_sync", "before exchange 4", "rank 1"):
+        one_backward(model)
+    model = small_model(seed=hvd.rank())
+    optimizer, _ = compressed(METHOD, model, sgd(model), settings={"check_sync": 0})
+    train(model, optimizer, steps=2)
+
+
+def check_parameters_of_every_kind_are_compared() -> None:
+    """Scalars, empty ones, columns, other dtypes, frozen ones; equal ones pass, whatever their layout in memory."""
+    torch.manual_seed(0)
+    shapes = {"scalar": (), "empty": (0, 3), "plain": (4, 5)}
+    tensors = {name: torch.randn(shape) for name, shape in shapes.items()}
+    tensors["half"], tensors["short"] = torch.randn(7).half(), torch.randn(3, 3).bfloat16()
+    columns = torch.randn(3, 4)
+    tensors["columns"] = columns if hvd.rank() == 0 else columns.t().contiguous().t()
+    named = [(name, nn.Parameter(tensor)) for name, tensor in tensors.items()]
+    named.append(("frozen", nn.Parameter(torch.ones(2), requires_grad=False)))
+    optimizer = torch.optim.SGD([p for _, p in named], lr=0.1)
+    compression = Compression(METHOD, optimizer, named, check_sync=1)
+    optimizer = hvd.DistributedOptimizer(optimizer, named_parameters=named, compression=compression)
+    for _ in range(2):
+        optimizer.zero_grad()
+        sum(p.float().sum() for _, p in named).backward()
+        optimizer.step()
+    if hvd.rank() == 0:
+        flip_a_bit(named[-1][1])
+    with raises(RuntimeError, "'frozen' is the first of 1 (of 7)"):
+        sum(p.float().sum() for _, p in named).backward()
+
+
+def check_check_sync_differs_between_ranks() -> None:
+    model = small_model()
+    compressed(METHOD, model, sgd(model), settings={"check_sync": 3 + min(hvd.rank(), 1)})
+    with raises(ValueError, "configured differently", "check_sync 3", "check_sync 4"):
         one_backward(model)

@@ -18,7 +18,9 @@ from checks.common import (
     data,
     keras,
     keras_model,
+    same,
     sgd,
+    state,
 )
 from horovod_dgc import DGC, Warmup
 from horovod_dgc.tensorflow import Compression, DistributedOptimizer
@@ -171,3 +173,57 @@ def check_scale_that_does_not_exist_yet() -> None:
     scaled = keras.optimizers.LossScaleOptimizer(sgd())
     with raises(ValueError, "optimizer.build"):
         Trainer(model, METHOD, scaled).step(batch(0))
+
+
+def check_variables_out_of_sync() -> None:
+    """By one bit: an error on every rank which names the first variable and the ranks, before anything changes."""
+    model = Dense()
+    trainer = Trainer(model, METHOD, sgd(), settings={"check_sync": 2})
+    trainer.run(steps=2)
+    if hvd.rank() == hvd.size() - 1:
+        model.first.assign(tf.bitcast(tf.bitwise.bitwise_xor(tf.bitcast(model.first, tf.int32), 1), tf.float32))
+    before = state(trainer.compression)
+    name = next(tensor.label for tensor in trainer.compression.tensors if tensor.variable is model.first)
+    words = ("before exchange 2", f"{name} is the first of 1 (of 4)", f"as on rank 0: rank {hvd.size() - 1}.")
+    with raises(tf.errors.InvalidArgumentError, "check_sync", *words):
+        trainer.run(steps=1)
+    assert same(before, state(trainer.compression))
+
+
+def check_variables_are_compared_as_often_as_wanted() -> None:
+    trainer = Trainer(Dense(seed=hvd.rank()), METHOD, sgd(), eager=True, settings={"check_sync": 100})
+    with raises(tf.errors.InvalidArgumentError, "before exchange 0", "is the first of"):
+        trainer.run(steps=1)
+    Trainer(Dense(seed=hvd.rank()), METHOD, sgd()).run(steps=2)
+    model = Fed()
+    trainer = Trainer(model, METHOD, sgd(), settings={"check_sync": 3})
+    trainer.run(steps=4)
+    if hvd.rank() == 0:
+        model.bias.assign_add(tf.ones_like(model.bias))
+    trainer.run(steps=2)
+    with raises(tf.errors.InvalidArgumentError, "before exchange 6", "rank 1"):
+        trainer.run(steps=1)
+
+
+def check_sync_of_keras_models() -> None:
+    model = keras_model()
+    optimizer = sgd()
+    compression = Compression(METHOD, optimizer, model.trainable_variables, check_sync=1)
+    model.compile(DistributedOptimizer(optimizer, compression=compression), loss=crossentropy())
+    images, labels = data()
+    model.fit(images, labels, batch_size=16, epochs=1, verbose=0)
+    if hvd.rank() == 0:
+        kernel = model.trainable_variables[-1]
+        kernel.assign(kernel + 1.0)
+    with raises(tf.errors.InvalidArgumentError, "before exchange 3", "is the first of 1"):
+        model.fit(images, labels, batch_size=16, epochs=1, verbose=0)
+
+
+def check_check_sync_must_be_a_whole_number_and_the_same() -> None:
+    model = Dense()
+    for wrong in (-1, 2.5, "1", True, None):
+        with raises(ValueError, "check_sync", repr(wrong)):
+            Compression(METHOD, sgd(), model.variables, check_sync=wrong)
+    trainer = Trainer(model, METHOD, sgd(), settings={"check_sync": min(hvd.rank(), 1)})
+    with raises(ValueError, "configured differently", "check_sync 0", "check_sync 1"):
+        trainer.run(steps=1)
