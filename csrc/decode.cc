@@ -61,8 +61,10 @@ void vote_dense(const Layout& layout, const uint8_t* payloads, size_t count, flo
     std::fill(sums, sums + length, 0.0f);
     add_piece(layout, payloads, count, first, length, 1.0f, sums);
     for (size_t j = 0; j < length; ++j) {
-      const float sign = static_cast<float>((sums[j] > 0.0f) - (sums[j] < 0.0f));
-      out[first + j] += scale * (sums[j] == sums[j] ? sign : sums[j]);
+      const float above = sums[j] > 0.0f ? 1.0f : 0.0f;
+      const float below = sums[j] < 0.0f ? 1.0f : 0.0f;
+      // The product is NaN where the sum is, and 0 elsewhere.
+      out[first + j] += scale * (above - below + sums[j] * 0.0f);
     }
   }
 }

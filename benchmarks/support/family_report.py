@@ -107,7 +107,7 @@ def plot(found: Found, path: Path) -> None:
         # A label moves up until no other one, and no point to its right, is where it would stand.
         height, step = accuracy, (high - low) / 76
         while any(abs(height - h) < 2 * step and 0.4 < size / s < 2.5 for s, h in placed) or any(
-            abs(height - a) < 1.2 * step and 1 < s / size < 2.5 for _, s, a in points
+            abs(height - a) < 1.2 * step and 1 < s / size < 1.9 for _, s, a in points
         ):
             height += step
         placed.append((size, height))
@@ -121,6 +121,7 @@ def plot(found: Found, path: Path) -> None:
             arrowprops=arrow,
             annotation_clip=False,
         )
+    axes.set_ylim(low, max(high, max((height for _, height in placed), default=high) + (high - low) / 38))
     figure.tight_layout()
     # Without a date and with fixed ids, the same figures give the same file.
     with pyplot.rc_context({"svg.hashsalt": "family"}):
