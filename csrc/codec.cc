@@ -44,9 +44,9 @@ class Coordinates : public Codec {
       throw std::logic_error("the largest coordinates are selected in the pass that accumulates them");
     Selected chosen;
     if (selector_) chosen = selector_->select(values, n(), layout_.k(), context);
-    if (selector_ && chosen.values.empty() && n() > 0) return poisoned();
-    Proposal p =
-        packed(layout_, selector_ ? chosen.values.data() : values, std::move(chosen.indices), context);
+    if (selector_ && chosen.values.empty() && !chosen.coding && n() > 0) return poisoned();
+    const float* const sent = selector_ && !chosen.coding ? chosen.values.data() : values;
+    Proposal p = packed(layout_, sent, std::move(chosen.indices), context, chosen.coding.get());
     p.overflow = chosen.overflow;
     return p;
   }
@@ -105,7 +105,12 @@ std::shared_ptr<const Codec> make_coordinates(Settings* settings) {
   const Layout layout(n, k, index_coder(settings->word("indices")), ValueCoder(settings->word("values")));
   const bool vote = settings->has("vote") && settings->flag("vote");
   if (vote && k != n) throw std::invalid_argument("vote is 1; allowed: 0 unless k is n");
-  return std::make_shared<Coordinates>(layout, make_selector(settings, n, k), vote);
+  std::shared_ptr<const Selector> selector = make_selector(settings, n, k);
+  const char* const coder = selector ? selector->coder() : nullptr;
+  if (coder && layout.values().name() != coder)
+    throw std::invalid_argument("values is " + layout.values().name() +
+                                "; allowed with this select: " + coder);
+  return std::make_shared<Coordinates>(layout, std::move(selector), vote);
 }
 
 struct Kind {
@@ -171,7 +176,7 @@ Proposal Codec::poisoned() const {
 }
 
 Proposal packed(const Layout& layout, const float* values, std::vector<uint32_t> indices,
-                const Context& context) {
+                const Context& context, const ValueCoding* coding) {
   Proposal p;
   p.n = layout.n();
   p.dense = layout.dense();
@@ -183,8 +188,12 @@ Proposal packed(const Layout& layout, const float* values, std::vector<uint32_t>
   } else {
     p.sent.resize(layout.k());
   }
-  layout.pack(indices.data(), values, p.payload.data(), p.dense ? nullptr : p.sent.data(),
-              context.randomness.own, context.threads);
+  if (coding) {
+    coding->encode(values, layout.n(), context.randomness.own, context.threads, p.payload.data(), nullptr);
+  } else {
+    layout.pack(indices.data(), values, p.payload.data(), p.dense ? nullptr : p.sent.data(),
+                context.randomness.own, context.threads);
+  }
   p.indices = std::move(indices);
   return p;
 }

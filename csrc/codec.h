@@ -145,9 +145,10 @@ class Codec {
 };
 
 // The proposal that these values at these coordinates make in a layout. indices: empty if the layout is
-// dense.
+// dense. coding: of a dense layout, if its values are to be coded into its bytes in another way than by its
+// own coder.
 Proposal packed(const Layout& layout, const float* values, std::vector<uint32_t> indices,
-                const Context& context);
+                const Context& context, const ValueCoding* coding = nullptr);
 
 // What the opening round comes to for the tensors of one worker whose codecs reduce by quantile, with the
 // share of the first: the magnitude that this share of all elements reach, each contribution standing for n /

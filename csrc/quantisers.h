@@ -58,6 +58,11 @@ using CodingFactory = std::shared_ptr<const ValueCoding>(const CoderNumbers& num
 CodingFactory make_int8, make_int4;  // see value_coding.h
 CodingFactory make_sign, make_meansign, make_onebit, make_onebitcolumns;
 CodingFactory make_ternary;
+
+// Writes what `ternary` decodes: each value v becomes scale with the sign of v, with probability
+// min(|v|, limit) / scale, else 0, for the key and the value's position. scale: finite, not negative.
+std::shared_ptr<const ValueCoding> make_drawn_ternary(float limit, float scale);
+
 CodingFactory make_qsgd, make_dorefa;
 CodingFactory make_natural, make_power4;
 

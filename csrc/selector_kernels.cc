@@ -10,7 +10,7 @@
 namespace dgc {
 namespace {
 
-constexpr size_t kLanes = 16;  // partial sums: as many as the widest set holds in two registers
+constexpr size_t kLanes = 32;  // partial sums: so many that compilers keep them a loop, and vectorise it
 
 // FLT_MAX where x, not negative, is above it.
 DGC_INLINE float at_most_largest(float x) {
@@ -42,24 +42,28 @@ DGC_INLINE void decayed(const float* __restrict squares, size_t count, float zet
   for (size_t i = 0; i < count; ++i) memory[i] = zeta * at_most_largest(memory[i] + squares[i]);
 }
 
-// The sum of (values[i] - offset)^kPower.
-template <int kPower>
-DGC_INLINE double power_sum(const float* values, size_t count, double offset) {
-  double lanes[kLanes] = {};
+DGC_INLINE void distances(const float* values, size_t count, float offset, double* sum, double* squares) {
+  double sums[kLanes] = {};
+  double square_sums[kLanes] = {};
   size_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
     for (size_t j = 0; j < kLanes; ++j) {
-      const double x = static_cast<double>(values[i + j]) - offset;
-      lanes[j] += kPower == 1 ? x : x * x;
+      const double x = static_cast<double>(values[i + j]) - static_cast<double>(offset);
+      sums[j] += x;
+      square_sums[j] += x * x;
     }
   }
   for (; i < count; ++i) {
-    const double x = static_cast<double>(values[i]) - offset;
-    lanes[i % kLanes] += kPower == 1 ? x : x * x;
+    const double x = static_cast<double>(values[i]) - static_cast<double>(offset);
+    sums[i % kLanes] += x;
+    square_sums[i % kLanes] += x * x;
   }
-  double sum = 0.0;
-  for (size_t j = 0; j < kLanes; ++j) sum += lanes[j];
-  return sum;
+  *sum = 0.0;
+  *squares = 0.0;
+  for (size_t j = 0; j < kLanes; ++j) {
+    *sum += sums[j];
+    *squares += square_sums[j];
+  }
 }
 
 DGC_INLINE void one_of_three(const float* __restrict values, size_t count, float limit, float scale, Key key,
@@ -86,16 +90,15 @@ DGC_INLINE void one_of_three(const float* __restrict values, size_t count, float
   TARGET void decay(const float* squares, size_t count, float zeta, float* memory) {                         \
     decayed(squares, count, zeta, memory);                                                                   \
   }                                                                                                          \
-  TARGET double sum(const float* values, size_t count) { return power_sum<1>(values, count, 0.0); }          \
-  TARGET double sum_squared_distances(const float* values, size_t count, double mean) {                      \
-    return power_sum<2>(values, count, mean);                                                                \
+  TARGET void sums_of_distances(const float* values, size_t count, float offset, double* sum,                \
+                                double* squares) {                                                           \
+    distances(values, count, offset, sum, squares);                                                          \
   }                                                                                                          \
   TARGET void ternarise(const float* values, size_t count, float limit, float scale, Key key,                \
                         uint32_t first, float* out) {                                                        \
     one_of_three(values, count, limit, scale, key, first, out);                                              \
   }                                                                                                          \
-  const SelectorKernels table = {#SET,     find_ahead, find_unambiguous, decay, sum, sum_squared_distances,  \
-                                 ternarise};                                                                 \
+  const SelectorKernels table = {#SET, find_ahead, find_unambiguous, decay, sums_of_distances, ternarise};   \
   }
 
 DGC_INSTRUCTION_SETS(DGC_DEFINE_SELECTORS)

@@ -22,9 +22,8 @@ struct SelectorKernels {
   // memory = zeta * (memory + squares).
   void (*decay)(const float* squares, size_t count, float zeta, float* memory);
 
-  // Sum, and sum of squared distances from `mean`, in an order of additions that depends on `count` only.
-  double (*sum)(const float* values, size_t count);
-  double (*sum_squared_distances)(const float* values, size_t count, double mean);
+  // Sum of values[i] - offset and of its square, in an order of additions that depends on `count` only.
+  void (*sums_of_distances)(const float* values, size_t count, float offset, double* sum, double* squares);
 
   // out[i] = scale with the sign of values[i], with probability min(|values[i]|, limit) / scale, else 0.
   // values[i] is at position first + i.

@@ -9,6 +9,7 @@
 
 #include "half.h"
 #include "kernels.h"
+#include "quantisers.h"
 #include "selection.h"
 #include "selector_kernels.h"
 #include "sign_sums.h"
@@ -269,6 +270,7 @@ class Ternarise : public Selector {
  public:
   Ternarise(float clip, bool shared) : clip_(clip), shared_(shared) {}
 
+  const char* coder() const override { return "ternary"; }
   Opening opening() const override { return {shared_ ? size_t{1} : size_t{0}, Reduction::maximum}; }
 
   void open(const float* values, size_t n, const Context&, float* out) const override {
@@ -279,9 +281,7 @@ class Ternarise : public Selector {
     Selected chosen;
     const float limit = limit_of(values, n);
     const float scale = shared_ ? *context.opened : scale_of(values, n, limit);
-    if (!std::isfinite(scale)) return chosen;
-    chosen.values.resize(n);
-    selector_kernels().ternarise(values, n, limit, scale, context.randomness.own, 0, chosen.values.data());
+    if (std::isfinite(scale)) chosen.coding = make_drawn_ternary(limit, scale);
     return chosen;
   }
 
@@ -291,9 +291,13 @@ class Ternarise : public Selector {
     // Equal values have no spread to be clipped to, whatever is left of it by rounding.
     if (std::all_of(values, values + n, [&](float x) { return x == values[0]; }))
       return std::numeric_limits<float>::max();
-    const double mean = selector_kernels().sum(values, n) / static_cast<double>(n);
-    const double squares = selector_kernels().sum_squared_distances(values, n, mean);
-    const double limit = static_cast<double>(clip_) * std::sqrt(squares / static_cast<double>(n));
+    // Distances from one of the values, so that nothing cancels where all are close to one another.
+    double sum = 0.0;
+    double squares = 0.0;
+    selector_kernels().sums_of_distances(values, n, values[0], &sum, &squares);
+    const double mean = sum / static_cast<double>(n);
+    const double variance = std::max(0.0, squares / static_cast<double>(n) - mean * mean);
+    const double limit = static_cast<double>(clip_) * std::sqrt(variance);
     return static_cast<float>(std::min(limit, static_cast<double>(std::numeric_limits<float>::max())));
   }
 

@@ -17,6 +17,8 @@ struct Selected {
   std::vector<uint32_t> indices;  // k, strictly increasing; empty if k == n
   Floats values;                  // k
   size_t overflow = 0;            // how many more qualified
+  // Where all are sent: codes v' itself into what the layout's own coder decodes; `values` is empty then.
+  std::shared_ptr<const ValueCoding> coding;
 };
 
 class Selector {
@@ -25,6 +27,9 @@ class Selector {
 
   // values: v', n of them, finite. 1 <= k <= n.
   virtual Selected select(const float* values, size_t n, size_t k, const Context& context) const = 0;
+
+  // The only value coder that this goes with; null for any.
+  virtual const char* coder() const { return nullptr; }
 
   // See the members of Codec of these names.
   virtual Opening opening() const { return {}; }

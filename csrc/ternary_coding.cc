@@ -7,6 +7,7 @@
 #include "half.h"
 #include "instruction_sets.h"
 #include "quantisers.h"
+#include "selector_kernels.h"
 #include "sign_sums.h"
 #include "tiled_coding.h"
 
@@ -104,7 +105,32 @@ class Ternary : public TiledCoding {
   }
 };
 
+class DrawnTernary : public Ternary {
+ public:
+  DrawnTernary(float limit, float scale) : limit_(limit), scale_(scale) {}
+
+ protected:
+  void write_header(const float*, size_t, int, uint8_t* bytes) const override {
+    for (size_t i = 0; i < 2; ++i) set_header_float(bytes, i, header_scale(static_cast<double>(scale_)));
+  }
+
+  void encode_tile(const float* values, size_t k, size_t first, size_t count, Key key, uint8_t* bytes,
+                   float* sent) const override {
+    float drawn[kCodingTile];
+    selector_kernels().ternarise(values, count, limit_, scale_, key, static_cast<uint32_t>(first), drawn);
+    Ternary::encode_tile(drawn, k, first, count, key, bytes, sent);
+  }
+
+ private:
+  float limit_;
+  float scale_;
+};
+
 }  // namespace
+
+std::shared_ptr<const ValueCoding> make_drawn_ternary(float limit, float scale) {
+  return std::make_shared<DrawnTernary>(limit, scale);
+}
 
 std::shared_ptr<const ValueCoding> make_ternary(const CoderNumbers&) { return std::make_shared<Ternary>(); }
 

@@ -56,6 +56,7 @@ std::string one_of(const char* const (&names)[N], unsigned number) {
 inline std::string value_coder(const Header& h) {
   std::string name = one_of(kValues, h.values);
   const bool exact = h.flags & kExact;
+  if (h.kind % kKinds == kCoordinates && one_of(kSelectors, h.selector) == "ternarise") return "ternary";
   unsigned first = h.a;
   if (name == "qsgd") {
     if (!exact) first = 2u << (first % 3);

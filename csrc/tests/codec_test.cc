@@ -26,8 +26,8 @@ const char* const kDescriptions[] = {
     "coordinates n=600 k=20 indices=elias-fano values=float32 select=quantile share=0.05 samples=100",
     "coordinates n=600 k=60 indices=int32 values=float16 select=proportion",
     "coordinates n=600 k=60 indices=runlength16 values=float32 select=bins length=50",
-    "coordinates n=600 k=600 indices=elias-fano values=float32 select=ternarise clip=2.5 shared=0",
-    "coordinates n=600 k=600 indices=elias-fano values=float32 select=ternarise clip=0 shared=1",
+    "coordinates n=600 k=600 indices=elias-fano values=ternary select=ternarise clip=2.5 shared=0",
+    "coordinates n=600 k=600 indices=elias-fano values=ternary select=ternarise clip=0 shared=1",
     "coordinates n=600 k=60 indices=elias-fano values=float32 select=unambiguous alpha=1.5 zeta=0.999 "
     "threshold=0",
     "coordinates n=600 k=60 indices=elias-fano values=float32 select=unambiguous alpha=1 zeta=0.9 "
@@ -351,7 +351,7 @@ TEST(Proportion, OneCoordinateGoesToTheLargerSign) {
 
 TEST(Ternarise, DoesNotClipEqualValues) {
   const auto codec =
-      make_codec("coordinates n=1000 k=1000 indices=int32 values=float32 select=ternarise clip=2.5 shared=0");
+      make_codec("coordinates n=1000 k=1000 indices=int32 values=ternary select=ternarise clip=2.5 shared=0");
   Worker worker(codec, std::vector<float>(1000, 0.1f));
   std::fill(worker.residual.begin(), worker.residual.end(), 0.0f);
   EXPECT_EQ(dense(worker.propose()), worker.grad);
@@ -386,8 +386,10 @@ TEST(Descriptions, AreRefusedWithWhatIsWrong) {
   EXPECT_EQ(message("random n=10 k=1 values=float32"), "factor is missing; allowed: a value for random");
   EXPECT_EQ(message("random n=10 k=1 values=float32 factor=1 far=1"),
             "setting is far=1; allowed: none of this name for random");
-  EXPECT_EQ(message("coordinates n=9 k=2 indices=int32 values=float32 select=ternarise clip=1 shared=0"),
+  EXPECT_EQ(message("coordinates n=9 k=2 indices=int32 values=ternary select=ternarise clip=1 shared=0"),
             "k is 2 of n=9 with select=ternarise, which selects nothing; allowed: n");
+  EXPECT_EQ(message("coordinates n=9 k=9 indices=int32 values=float32 select=ternarise clip=1 shared=0"),
+            "values is float32; allowed with this select: ternary");
   EXPECT_EQ(message("random n=10 n=10"), "setting is n=10; allowed: each name once");
 }
 

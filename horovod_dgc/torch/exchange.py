@@ -200,7 +200,8 @@ class Exchange:
         # The sign of a sum takes no account of the factors that Horovod's own allreduce puts in.
         self._carried = carried and not self._plan.codec.votes
         if self._carried:
-            self.message = message
+            # Horovod's own allreduce works in place, and what was sent is still read from the payload.
+            self.message = message if self._plan.summable is None else message.clone()
         else:
             self._handle = hvd.allreduce_async(message, name=name, op=hvd.Sum, process_set=step.process_set)
 
