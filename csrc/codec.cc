@@ -188,7 +188,7 @@ Proposal packed(const Layout& layout, const float* values, std::vector<uint32_t>
   } else {
     p.sent.resize(layout.k());
   }
-  if (coding) {
+  if (coding && layout.n() > 0) {
     coding->encode(values, layout.n(), context.randomness.own, context.threads, p.payload.data(), nullptr);
   } else {
     layout.pack(indices.data(), values, p.payload.data(), p.dense ? nullptr : p.sent.data(),

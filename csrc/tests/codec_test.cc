@@ -349,6 +349,14 @@ TEST(Proportion, OneCoordinateGoesToTheLargerSign) {
   }
 }
 
+TEST(Ternarise, CodesAnEmptyTensor) {
+  const auto codec =
+      make_codec("coordinates n=0 k=0 indices=int32 values=ternary select=ternarise clip=2.5 shared=0");
+  const Proposal p = Worker(codec, {}).propose();
+  EXPECT_TRUE(p.finite);
+  EXPECT_TRUE(p.payload.empty());
+}
+
 TEST(Ternarise, DoesNotClipEqualValues) {
   const auto codec =
       make_codec("coordinates n=1000 k=1000 indices=int32 values=ternary select=ternarise clip=2.5 shared=0");
