@@ -11,7 +11,7 @@ IN_VENV = PATH="$(BIN):$$PATH"
 
 JOBS := $(shell nproc)
 # -P: tests import the installed package, which is the tree's in .venv only.
-PYTEST = $(IN_VENV) $(BIN)/python -P -m pytest --durations=10 --timeout=300
+PYTEST = $(IN_VENV) $(BIN)/python -P -m pytest --instafail --durations=25 --timeout=300
 
 comma := ,
 

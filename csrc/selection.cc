@@ -1,7 +1,6 @@
 #include "selection.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "half.h"
@@ -29,6 +28,14 @@ int32_t kth_magnitude(const float* values, size_t count, size_t rank) {
   return static_cast<int32_t>(prefix);
 }
 
+void find_larger(const Kernels& kernels, const float* block, size_t count, int32_t threshold, uint8_t* hits) {
+  if (count == kBlock) {
+    kernels.find_hits(block, threshold, hits);
+  } else {
+    for (size_t i = 0; i < count; ++i) hits[i] = magnitude(block[i]) > threshold ? 1 : 0;
+  }
+}
+
 CandidateList::CandidateList(size_t k, size_t offered, int32_t threshold)
     : k_(k), capacity_(std::min(4 * k + 16 * kBlock, offered + kBlock)), threshold_(threshold) {}
 
@@ -49,27 +56,15 @@ bool CandidateList::offer(const Kernels& kernels, const float* values, const int
     if (largest >= kInfinityBits) return false;
     make_room();
     if (largest <= threshold_) continue;
-    const float* block = values + begin;
+    const float* const block = values + begin;
     const size_t length = std::min(kBlock, count - begin);
-    float padded[kBlock];
-    if (length < kBlock) {
-      std::memset(padded, 0, sizeof padded);
-      std::memcpy(padded, block, length * sizeof(float));
-      block = padded;
-    }
     uint8_t hits[kBlock];
-    kernels.find_hits(block, threshold_, hits);
-    if (length < kBlock) std::memset(hits + length, 0, kBlock - length);
-    for (size_t word = 0; word < kBlock; word += 8) {
-      uint64_t bytes;
-      std::memcpy(&bytes, hits + word, 8);
-      for (; bytes != 0; bytes &= bytes - 1) {
-        const size_t i = word + static_cast<size_t>(__builtin_ctzll(bytes)) / 8;
-        indices_[size_] = static_cast<uint32_t>(first + begin + i);
-        values_[size_] = block[i];
-        ++size_;
-      }
-    }
+    find_larger(kernels, block, length, threshold_, hits);
+    for_hits(hits, length, [&](size_t i) {
+      indices_[size_] = static_cast<uint32_t>(first + begin + i);
+      values_[size_] = block[i];
+      ++size_;
+    });
   }
   return true;
 }

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "kernels.h"
@@ -14,6 +15,21 @@ constexpr int32_t kEverything = -1;  // the threshold that every magnitude excee
 // The rank-th largest magnitude (half.h) of `count` values, 1 <= rank <= count. O(count), whatever the
 // values.
 int32_t kth_magnitude(const float* values, size_t count, size_t rank);
+
+// hits[i] = 1 if |block[i]| > threshold, a magnitude (half.h), else 0, for i in [0, count), count <= kBlock.
+void find_larger(const Kernels& kernels, const float* block, size_t count, int32_t threshold, uint8_t* hits);
+
+// visit(i) for every i in [0, count) with hits[i] = 1, in order. hits: 0 or 1 each, with room up to the next
+// multiple of 8, which is overwritten.
+template <class Visit>
+void for_hits(uint8_t* hits, size_t count, const Visit& visit) {
+  std::memset(hits + count, 0, (8 - count % 8) % 8);
+  for (size_t word = 0; word < count; word += 8) {
+    uint64_t bytes;
+    std::memcpy(&bytes, hits + word, 8);
+    for (; bytes != 0; bytes &= bytes - 1) visit(word + static_cast<size_t>(__builtin_ctzll(bytes)) / 8);
+  }
+}
 
 // Coordinates above a threshold, in index order, bounded in number.
 //

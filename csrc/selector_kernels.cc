@@ -1,6 +1,5 @@
 #include "selector_kernels.h"
 
-#include <algorithm>
 #include <cfloat>
 #include <cmath>
 
@@ -106,7 +105,5 @@ DGC_INSTRUCTION_SETS(DGC_DEFINE_SELECTORS)
 }  // namespace
 
 const SelectorKernels& selector_kernels() { return chosen<SelectorKernels>(DGC_TABLES); }
-
-float saturated(double x) { return static_cast<float>(std::min(x, static_cast<double>(FLT_MAX))); }
 
 }  // namespace dgc

@@ -33,7 +33,4 @@ struct SelectorKernels {
 
 const SelectorKernels& selector_kernels();
 
-// A sum of squares of what is finite, or of such sums, as float32: finite.
-float saturated(double x);
-
 }  // namespace dgc

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -97,40 +96,27 @@ class Best {
   std::vector<Candidate> candidates_;
 };
 
-// visit(first + i) for every i in [0, count) with hits[i] = 1, in order. hits: 0 or 1 each, with room for 7
-// more.
-template <class Visit>
-void for_hits(uint8_t* hits, size_t count, size_t first, const Visit& visit) {
-  std::memset(hits + count, 0, 7);
-  for (size_t word = 0; word < count; word += 8) {
-    uint64_t bytes;
-    std::memcpy(&bytes, hits + word, 8);
-    for (; bytes != 0; bytes &= bytes - 1)
-      visit(first + word + static_cast<size_t>(__builtin_ctzll(bytes)) / 8);
-  }
-}
-
 // visit(i) for every i with |values[i]| > threshold, a magnitude (half.h), in order.
 template <class Visit>
 void for_larger(const float* values, size_t n, int32_t threshold, const Visit& visit) {
   const Kernels& set = kernels();
   int32_t maxima[kTileBlocks];
-  uint8_t hits[kBlock + 7];
+  uint8_t hits[kBlock];
   for (size_t first = 0; first < n; first += kTile) {
     const size_t count = std::min(kTile, n - first);
     set.block_maxima(values + first, maxima, count);
     for (size_t begin = 0; begin < count; begin += kBlock) {
       if (maxima[begin / kBlock] <= threshold) continue;
       const size_t length = std::min(kBlock, count - begin);
-      const float* const block = values + first + begin;
-      if (length == kBlock) {
-        set.find_hits(block, threshold, hits);
-      } else {
-        for (size_t i = 0; i < length; ++i) hits[i] = magnitude(block[i]) > threshold ? 1 : 0;
-      }
-      for_hits(hits, length, first + begin, visit);
+      find_larger(set, values + first + begin, length, threshold, hits);
+      for_hits(hits, length, [&](size_t i) { visit(first + begin + i); });
     }
   }
+}
+
+// A sum of squares of what is finite, or of such sums, as float32: finite.
+float saturated(double x) {
+  return static_cast<float>(std::min(x, double{std::numeric_limits<float>::max()}));
 }
 
 float with_sign_of(float magnitude, float sign) { return std::copysign(magnitude, sign); }
@@ -239,7 +225,7 @@ class Bins : public Selector {
     Best best(k);
     double sum = 0.0;
     size_t bins = 0;
-    uint8_t hits[kTile + 7];
+    uint8_t hits[kTile];
     for (size_t first = 0; first < n; first += length_, ++bins) {
       const size_t end = std::min(n, first + length_);
       const float largest =
@@ -250,7 +236,10 @@ class Bins : public Selector {
         const size_t count = std::min(kTile, end - begin);
         const float* const residual = context.residual ? context.residual + begin : nullptr;
         selector_kernels().find_ahead(values + begin, residual, count, largest, hits);
-        for_hits(hits, count, begin, [&](size_t i) { best.add(i, values[i], std::fabs(values[i])); });
+        for_hits(hits, count, [&](size_t at) {
+          const size_t i = begin + at;
+          best.add(i, values[i], std::fabs(values[i]));
+        });
       }
     }
     const float mean = static_cast<float>(sum / static_cast<double>(std::max<size_t>(1, bins)));
@@ -321,12 +310,13 @@ class Unambiguous : public Selector {
 
   Selected select(const float* values, size_t n, size_t k, const Context& context) const override {
     Best best(k);
-    uint8_t hits[kTile + 7];
+    uint8_t hits[kTile];
     for (size_t first = 0; first < n; first += kTile) {
       const size_t count = std::min(kTile, n - first);
       selector_kernels().find_unambiguous(values + first, context.memory + first, context.squares + first,
                                           count, alpha_, tau_, hits);
-      for_hits(hits, count, first, [&](size_t i) {
+      for_hits(hits, count, [&](size_t at) {
+        const size_t i = first + at;
         const double square = static_cast<double>(saturated(static_cast<double>(values[i] * values[i])));
         const double moment = static_cast<double>(moment_of(context.memory, context, i));
         const float score =

@@ -156,17 +156,6 @@ class TorchProposal:
         self.payload, self.sent = layout.pack(self.indices.cpu().numpy().astype(np.uint32), values, randomness)
 
 
-class HostProposal:
-    """A proposal made by the core on copies in host memory, for codecs that have no torch operations."""
-
-    def __init__(self, proposal: _core.Proposal) -> None:
-        self.proposal = proposal
-        self.finite = proposal.finite
-        self.payload = proposal.payload
-        self.sent = proposal.sent
-        self.overflow = proposal.overflow
-
-
 class TorchBackend:
     """Plain torch operations on flat tensors of any device: slow, and bit for bit what the core computes.
 
@@ -186,16 +175,16 @@ class TorchBackend:
     def open(self, inputs: Inputs) -> tuple[bool, FloatArray]:
         return self._core.open(self._on_host(inputs))
 
-    def propose(self, inputs: Inputs) -> TorchProposal | HostProposal:
+    def propose(self, inputs: Inputs) -> TorchProposal | _core.Proposal:
         layout = inputs.plan.codec.layout
         if layout is None:
-            return HostProposal(self._core.propose(self._on_host(inputs)))
+            return self._core.propose(self._on_host(inputs))
         return TorchProposal(layout, *_accumulate(inputs), inputs.randomness)
 
-    def commit(self, inputs: Inputs, proposal: TorchProposal | HostProposal, *, zero_grad: bool) -> None:
-        if isinstance(proposal, HostProposal):
+    def commit(self, inputs: Inputs, proposal: TorchProposal | _core.Proposal, *, zero_grad: bool) -> None:
+        if isinstance(proposal, _core.Proposal):
             held = self._on_host(inputs)
-            self._core.commit(held, proposal.proposal, zero_grad=False)
+            self._core.commit(held, proposal, zero_grad=False)
             for name in ("residual", "velocity", "memory"):
                 tensor = getattr(inputs, name)
                 if tensor is not None:
@@ -205,10 +194,10 @@ class TorchBackend:
         if zero_grad:
             inputs.grad.zero_()
 
-    def masked(self, proposal: TorchProposal | HostProposal, out: torch.Tensor) -> None:
-        if isinstance(proposal, HostProposal):
+    def masked(self, proposal: TorchProposal | _core.Proposal, out: torch.Tensor) -> None:
+        if isinstance(proposal, _core.Proposal):
             dense = np.empty(out.numel(), np.float32)
-            proposal.proposal.masked(dense)
+            proposal.masked(dense)
             out.copy_(torch.from_numpy(dense))
             return
         if not proposal.finite:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from launch import BIN
+from launch import execute
 
 HERE = Path(__file__).parent
 LIMIT_SECONDS = 150
@@ -29,35 +27,18 @@ def run_elastic(folder: Path, op: str, hosts: list[str], then: list[str], size: 
     (folder / "hosts").write_text("\n".join(hosts))
     (folder / "hosts-then").write_text("\n".join(then))
     (folder / "victim").write_text(victim.split(":")[0])
-    environment = {
-        **os.environ,
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+    extra = {
         "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent / "support")]),
         # Survivors wait that long for a dead rank; and a new one must have started within it on a busy machine.
         "HOROVOD_GLOO_TIMEOUT_SECONDS": "20" if victim != "nobody" else "60",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONUNBUFFERED": "1",
     }
     command = ["horovodrun", "--gloo", "-np", "2", "--min-np", "2", "--max-np", "3"]
     command += ["--host-discovery-script", str(discover), "--network-interface", "lo"]
     command += [sys.executable, str(HERE / "elastic_training.py"), str(folder), op, str(size)]
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=LIMIT_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGTERM)
-        output, _ = process.communicate(timeout=30)
-        pytest.fail(f"hung:\n{output[-6000:]}")
-    assert process.returncode == 0, output[-6000:]
-    return output
+    finished = execute(command, timeout=LIMIT_SECONDS, extra=extra)
+    why = "hung" if finished.returncode is None else f"ended with {finished.returncode}"
+    assert finished.returncode == 0, f"{why}:\n{finished.output[-6000:]}"
+    return finished.output
 
 
 def read(folder: Path, output: str, size: int) -> tuple[list[dict[str, Any]], dict[str, Any], Any]:

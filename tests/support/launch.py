@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 BIN = Path(sys.executable).parent
 LAUNCHERS = ("horovodrun", "mpirun")
@@ -22,15 +24,8 @@ class Finished:
     output: str
 
 
-def run(
-    launcher: str,
-    ranks: int,
-    command: Sequence[str],
-    *,
-    timeout: float,
-    extra: Mapping[str, str] | None = None,
-) -> Finished:
-    """Run ``python *command`` on ``ranks`` local processes; kill them all after ``timeout`` seconds."""
+def execute(command: Sequence[str], *, timeout: float, extra: Mapping[str, str] | None = None) -> Finished:
+    """Run a launcher's command; kill it and all that it started after ``timeout`` seconds."""
     env = {
         **os.environ,
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
@@ -39,13 +34,8 @@ def run(
         "PYTHONUNBUFFERED": "1",
         **(extra or {}),
     }
-    if launcher == "horovodrun":
-        start = ["horovodrun", "--gloo", "-np", str(ranks), "-H", f"localhost:{ranks}"]
-    else:
-        start = ["mpirun", "--oversubscribe", "-np", str(ranks)]
-        start += ["--allow-run-as-root"] if os.geteuid() == 0 else []
     process = subprocess.Popen(
-        [*start, sys.executable, *command],
+        command,
         env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -57,10 +47,30 @@ def run(
         output, _ = process.communicate(timeout=timeout)
         return Finished(process.returncode, output)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            output, _ = process.communicate(timeout=10)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            output, _ = process.communicate()
+        # Workers are in sessions of their own: one that outlives its launcher would slow down all that follows.
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10)
+        for each in [psutil.Process(process.pid), *started] if process.poll() is None else started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        output, _ = process.communicate()
         return Finished(None, output)
+
+
+def run(
+    launcher: str,
+    ranks: int,
+    command: Sequence[str],
+    *,
+    timeout: float,
+    extra: Mapping[str, str] | None = None,
+) -> Finished:
+    """Run ``python *command`` on ``ranks`` local processes; kill them all after ``timeout`` seconds."""
+    if launcher == "horovodrun":
+        start = ["horovodrun", "--gloo", "-np", str(ranks), "-H", f"localhost:{ranks}"]
+    else:
+        start = ["mpirun", "--oversubscribe", "-np", str(ranks)]
+        start += ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    return execute([*start, sys.executable, *command], timeout=timeout, extra=extra)

@@ -15,6 +15,9 @@ from launch import run
 
 TIMEOUT_SECONDS = 240
 
+# Jobs without an outcome whose output has been shown.
+_SHOWN: set[tuple[object, ...]] = set()
+
 
 def names(folder: Path, module: str) -> list[str]:
     """The checks of ``folder/checks/module.py``, read without importing it."""
@@ -34,6 +37,24 @@ def grid(folder: Path, modules: Iterable[str], launches: Iterable[tuple[str, int
 
 
 @functools.cache
+def _job(
+    folder: Path, launcher: str, ranks: int, module: str, environment: tuple[tuple[str, str], ...], timeout: float
+) -> dict[str, str] | str:
+    """Run the job once: what went wrong by check, or why there is no outcome."""
+    with tempfile.TemporaryDirectory() as scratch:
+        result = Path(scratch) / "outcome.json"
+        # Shortly before the time limit every rank says where it is.
+        command = [str(folder / "run_checks.py"), module, str(result), str(timeout - 10)]
+        # For the checks and for what they share, wherever the job's processes are started.
+        paths = os.pathsep.join([str(folder), str(Path(__file__).parent)])
+        extra = {"PYTHONPATH": paths, **dict(environment)}
+        finished = run(launcher, ranks, command, timeout=timeout, extra=extra)
+        if finished.returncode != 0 or not result.exists():
+            why = f"hung for {timeout} s" if finished.returncode is None else f"ended with {finished.returncode}"
+            return f"{launcher} -np {ranks} {module} {why}:\n{finished.output[-12000:]}"
+        return json.loads(result.read_text())
+
+
 def outcome(
     folder: Path,
     launcher: str,
@@ -44,14 +65,10 @@ def outcome(
     timeout: float = TIMEOUT_SECONDS,
 ) -> dict[str, str]:
     """For each check of the module, what went wrong on the ranks, or "". Runs the job at most once."""
-    with tempfile.TemporaryDirectory() as scratch:
-        result = Path(scratch) / "outcome.json"
-        command = [str(folder / "run_checks.py"), module, str(result)]
-        # For the checks and for what they share, wherever the job's processes are started.
-        paths = os.pathsep.join([str(folder), str(Path(__file__).parent)])
-        extra = {"PYTHONPATH": paths, **dict(environment)}
-        finished = run(launcher, ranks, command, timeout=timeout, extra=extra)
-        if finished.returncode != 0 or not result.exists():
-            why = "hung" if finished.returncode is None else f"ended with {finished.returncode}"
-            pytest.fail(f"{launcher} -np {ranks} {module} {why}:\n{finished.output[-6000:]}")
-        return json.loads(result.read_text())
+    job = (folder, launcher, ranks, module, environment, timeout)
+    result = _job(*job)
+    if isinstance(result, str):
+        shown = job in _SHOWN
+        _SHOWN.add(job)
+        pytest.fail(f"{result.splitlines()[0]} as shown above" if shown else result, pytrace=False)
+    return result

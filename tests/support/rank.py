@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import sys
@@ -14,14 +15,19 @@ from typing import Any
 def run_checks(rank: int, gather: Callable[[Any, str], list[Any]]) -> None:
     """All ``check_*`` functions of the module that the command line names, one after another.
 
-    A check passes if it raises on no rank; rank 0 writes the outcome to the file that the command line names.
+    The command line names the module, the file that rank 0 writes the outcome to, and, if the job has a time limit,
+    the seconds after which every rank prints its threads' stacks. A check passes if it raises on no rank.
 
     Args:
         gather: from an object and a name to the objects of all ranks.
     """
+    if len(sys.argv) > 3:
+        faulthandler.dump_traceback_later(float(sys.argv[3]))
     module = importlib.import_module(f"checks.{sys.argv[1]}")
     outcome: dict[str, str] = {}
     for name in sorted(n for n in dir(module) if n.startswith("check_")):
+        if rank == 0:
+            print(name, flush=True)
         try:
             getattr(module, name)()
             failure = ""

@@ -1,4 +1,4 @@
-"""Run on every rank: all ``check_*`` functions of one module. Usage: run_checks.py MODULE RESULT_FILE"""
+"""Run on every rank: all ``check_*`` functions of one module. Usage: run_checks.py MODULE RESULT_FILE [SECONDS]"""
 
 from __future__ import annotations
 
