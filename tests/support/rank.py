@@ -7,6 +7,7 @@ import importlib
 import json
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ def run_checks(rank: int, gather: Callable[[Any, str], list[Any]]) -> None:
     Args:
         gather: from an object and a name to the objects of all ranks.
     """
+    # Whatever the package does that Python or a library warns of; what it warns its users of is theirs.
+    warnings.filterwarnings("error", module="horovod_dgc")
     if len(sys.argv) > 3:
         faulthandler.dump_traceback_later(float(sys.argv[3]))
     module = importlib.import_module(f"checks.{sys.argv[1]}")
