@@ -8,7 +8,7 @@ import horovod.tensorflow as hvd
 import tensorflow as tf
 
 from horovod_dgc import _checks
-from horovod_dgc.tensorflow.takeover import raw
+from horovod_dgc.tensorflow.takeover import raw, state_of
 
 
 class BroadcastGlobalVariablesCallback(tf.keras.callbacks.Callback):  # type: ignore[misc]
@@ -35,9 +35,7 @@ class BroadcastGlobalVariablesCallback(tf.keras.callbacks.Callback):  # type: ig
             self._broadcast()
 
     def _broadcast(self) -> None:
-        optimizer = self.model.optimizer
-        state = optimizer.variables
-        variables = [*self.model.weights, *(state() if callable(state) else state)]
+        variables = [*self.model.weights, *state_of(self.model.optimizer)]
         hvd.broadcast_variables([raw(variable) for variable in variables], root_rank=self.root_rank)
         self._done = True
 

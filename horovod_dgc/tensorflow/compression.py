@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -13,6 +13,7 @@ import tensorflow as tf
 import horovod_dgc
 from horovod_dgc import _checks, agreement
 from horovod_dgc.methods.base import Method, checked
+from horovod_dgc.resize import Reduction
 from horovod_dgc.stats import Stats, TensorStats
 from horovod_dgc.tensorflow import callers
 from horovod_dgc.tensorflow.callers import Call
@@ -95,7 +96,7 @@ class Compression(tf.Module):  # type: ignore[misc]
         self.tensors = tensors
         with tf.device("CPU:0"):
             self.progress = tf.Variable(tf.zeros(4, tf.int64), trainable=False, name="progress")
-        self._graphs = _Graphs(
+        self._graphs = Graphs(
             method=method,
             optimizer=optimizer,
             takeover=takeover,
@@ -135,10 +136,12 @@ class Compression(tf.Module):  # type: ignore[misc]
         steps, skipped, wait, last_wait = (int(value) for value in self.progress.numpy())
         total = _total([pair[0] for pair in pairs], steps, skipped, wait)
         last = _total([pair[1] for pair in pairs], min(steps, 1), 0, last_wait)
-        return Stats(total, last, {tensor.label: pair[0] for tensor, pair in zip(self.tensors, pairs)})
+        tensors = {tensor.label: pair[0] for tensor, pair in zip(self.tensors, pairs)}
+        lost = self._graphs.lost
+        return Stats(total, last, tensors, len(lost), math.sqrt(sum(lost)))
 
 
-class _Graphs:
+class Graphs:
     """What a Compression keeps while graphs are traced; none of it goes into checkpoints."""
 
     def __init__(
@@ -169,6 +172,16 @@ class _Graphs:
         self._agreed: set[Any] = set()
         self._call: Call | None = None
         self._step: Step | None = None
+        # For elastic jobs: what comes before the first step of a job that has changed, what the reduction was, and the
+        # squared norms of the residuals of ranks that have been lost.
+        self.follow: Callable[[], None] = lambda: None
+        self.reduction: Reduction | None = None
+        self.lost: list[float] = []
+
+    def forget(self) -> None:
+        """Horovod has been started anew, with other ranks: trace, and agree, as for the first time."""
+        self._agreed.clear()
+        self._call = self._step = None
 
     def exchange(self, call: Call) -> Exchange | None:
         """The exchange of the call's gradient, made together with those of all the other gradients of the call.
@@ -189,10 +202,13 @@ class _Graphs:
         owner = self._takeover.owner(call.holders)
         key = call.process_set.process_set_id
         if key not in self._agreed:
+            with tf.init_scope():
+                self.follow()
             self._agree(call, exchanged)
             self._agreed.add(key)
         with tf.init_scope():
             self._takeover.activate(call.workers if call.op == hvd.Sum else 1)
+        self.reduction = "sum" if call.op == hvd.Sum else "average"
         starts = self._method.stages()
         assert starts is not None
         # Horovod calls from inside a tf.cond for each variable. A step is about all of them: its operations belong

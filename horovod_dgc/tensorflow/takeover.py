@@ -113,6 +113,12 @@ class Takeover:
             )
 
 
+def state_of(optimizer: Any) -> list[Any]:
+    """A Keras optimizer's own variables: a method in Keras 2, an attribute in Keras 3."""
+    state = optimizer.variables
+    return list(state() if callable(state) else state)
+
+
 def innermost(optimizer: Any) -> Any:
     """The optimizer itself, without the loss scaling around it."""
     while getattr(optimizer, "inner_optimizer", None) is not None:

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
-import secrets
 from typing import Any
 
 import horovod.torch as hvd
@@ -32,6 +30,7 @@ from horovod.torch.elastic.state import (
 )
 
 from horovod_dgc import resize
+from horovod_dgc.elastic import NAME, Membership
 from horovod_dgc.torch import state as states
 from horovod_dgc.torch.compression import Compression
 from horovod_dgc.torch.state import Loaded
@@ -39,18 +38,13 @@ from horovod_dgc.torch.tensors import Tensor
 
 __all__ = ["TorchState"]
 
-NAME = "horovod_dgc.elastic"
-
 
 class CompressionHandler(StateHandler):  # type: ignore[misc]
     """Commits, restores and fits one rank's compression state; made by ``TorchState``."""
 
     def __init__(self, value: Compression) -> None:
         super().__init__(value)
-        # Outlives a reset, in which ranks change.
-        self._identity = secrets.token_hex(8)
-        # Squared norm of the residual of each process of the job at its last commit, None where that is not known.
-        self._members: dict[str, float | None] = {}
+        self._membership = Membership()
         # Number of workers that the state is fitted to, now and at the last commit.
         self._workers = self._saved_workers = value.state_dict()["workers"]
         value._follow = self.follow
@@ -61,14 +55,14 @@ class CompressionHandler(StateHandler):  # type: ignore[misc]
         self._saved = copy.deepcopy(self.value.state_dict())
         self._saved_workers = self._workers
         # Others are there than those who had the state last: follow() comes first.
-        if len(self._members) < 2 or len(self._members) != hvd.size():
+        if hvd.size() < 2 or not self._membership.follows(hvd.size()):
             return
         norm = sum(tensor.measured().residual_norm ** 2 for tensor in self.value._tensors)
-        norms: list[Any] = [None] * len(self._members)
+        norms: list[float | None] = [None] * hvd.size()
         # Not an error of the commit, which is done: the next collective will meet it as well.
         with contextlib.suppress(HorovodInternalError):
             norms = hvd.allgather(torch.tensor([norm], dtype=torch.float64), name=f"{NAME}.norms").tolist()
-        self._members = dict(zip(self._members, norms))
+        self._membership.commit(norms)
 
     def restore(self) -> None:
         """Go back to what was committed, in a job that may have broken down."""
@@ -81,32 +75,20 @@ class CompressionHandler(StateHandler):  # type: ignore[misc]
     def sync(self) -> None:
         """Agree on who is there; every rank keeps its own state, fitted to their number, or begins with zeros."""
         compression: Compression = self.value
-        report = {
-            "identity": self._identity,
-            "begun": any(tensor.residual is not None for tensor in compression._tensors),
-            "exchanges": compression._exchanges,
-            "members": self._members,
-            "lost": compression._lost,
-        }
+        begun = any(tensor.residual is not None for tensor in compression._tensors)
+        report = self._membership.report(begun, compression._exchanges, compression._lost)
         reports = hvd.allgather_object(report, name=f"{NAME}.members")
-        lead = reports[0]
-        kept = {r["identity"] for r in reports if r["begun"] and lead["begun"] and r["exchanges"] == lead["exchanges"]}
-        present = {r["identity"]: r["begun"] for r in reports}
-        before: dict[str, float | None] = next((r["members"] for r in reports if r["members"]), {})
-        # Also who is here with a state of another step: rank 0's parameters do not hold what it had sent.
-        gone = [norm for identity, norm in before.items() if identity not in kept and present.get(identity, True)]
-        known = max((r["lost"] for r in reports), key=len)
+        kept, lost = self._membership.settle(reports)
         common = hvd.broadcast_object(self._common(), root_rank=0, name=f"{NAME}.common")
-        keep, same_ranks = self._identity in kept, len(kept) == len(reports) == self._workers
+        keep, same_ranks = self._membership.identity in kept, len(kept) == len(reports) == self._workers
         tensors = [self._fitted(tensor, common, keep, same_ranks) for tensor in compression._tensors]
         compression._go_on(tensors, common["exchanges"], common["reduction"], hvd.global_process_set)
-        compression._lost = [*known, *(math.nan if norm is None else norm for norm in gone)]
-        self._members = dict.fromkeys(present)
+        compression._lost = lost
         self._workers = len(reports)
 
     def follow(self) -> None:
         """Before a step: where ranks have only left, Horovod goes on without :meth:`sync`."""
-        if self._members and len(self._members) != hvd.size():
+        if self._membership.members and not self._membership.follows(hvd.size()):
             self.sync()
 
     def _common(self) -> dict[str, Any]:
