@@ -133,6 +133,24 @@ def together(group: Group, name: str, work: Callable[[], Any]) -> list[Any]:
     return [theirs["result"] for theirs in answers]
 
 
+def load(folder: Path, group: Group, fit: Callable[[Manifest], Any]) -> list[Any]:
+    """Read the checkpoint on every rank and fit it there; returns what ``fit`` gave on each (as JSON holds it).
+
+    Raises:
+        CheckpointError: on every rank, if on one it is missing, damaged or does not fit, or is another one.
+    """
+
+    def read() -> dict[str, Any]:
+        manifest = read_manifest(folder)
+        return {"sha256": manifest.sha256, "fitted": fit(manifest)}
+
+    reports = together(group, "load", read)
+    for rank, report in zip(group.ranks, reports):
+        if report["sha256"] != reports[0]["sha256"]:
+            raise CheckpointError(f"rank {rank} reads another checkpoint in {folder} than rank {group.ranks[0]}")
+    return [report["fitted"] for report in reports]
+
+
 def write_shard(
     folder: Path, save_id: str, position: int, workers: int, state: dict[str, Any], arrays: Mapping[str, FloatArray]
 ) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from horovod_dgc.tensorflow.callbacks import (
     LearningRateWarmupCallback,
     MetricAverageCallback,
 )
+from horovod_dgc.tensorflow.checkpoint import load_checkpoint, save_checkpoint
 from horovod_dgc.tensorflow.compression import Compression
 from horovod_dgc.tensorflow.moments import SecondMoments
 from horovod_dgc.tensorflow.optimizer import DistributedOptimizer
@@ -16,4 +17,6 @@ __all__ = [
     "LearningRateWarmupCallback",
     "MetricAverageCallback",
     "SecondMoments",
+    "load_checkpoint",
+    "save_checkpoint",
 ]

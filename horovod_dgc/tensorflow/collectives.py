@@ -12,8 +12,13 @@ import tensorflow as tf
 from horovod_dgc import agreement
 
 
-def gather_bytes(data: bytes, name: str, process_set: Any, timeout: float) -> bytes:
+def gather_bytes(
+    data: bytes, name: str, process_set: Any, timeout: float, expected: str = agreement.FIRST_STEP
+) -> bytes:
     """The bytes of all ranks of the process set, one after another; eager.
+
+    Args:
+        expected: what a rank that does not answer should have done, for the error.
 
     Raises:
         RuntimeError: some rank did not answer within ``timeout`` seconds.
@@ -35,7 +40,7 @@ def gather_bytes(data: bytes, name: str, process_set: Any, timeout: float) -> by
     if failures:
         raise failures[0]
     if not answers:
-        raise agreement.no_answer(hvd.rank(), timeout)
+        raise agreement.no_answer(hvd.rank(), timeout, expected)
     return answers[0]
 
 

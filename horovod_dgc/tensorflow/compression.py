@@ -157,7 +157,7 @@ class Graphs:
         timeout: float,
         check_sync: int,
     ) -> None:
-        self._method = method
+        self.method = method
         self._optimizer = optimizer
         self._takeover = takeover
         self._by_variable = {id(tensor.variable): tensor for tensor in tensors}
@@ -165,7 +165,7 @@ class Graphs:
         self._progress = progress
         self.second_moments = second_moments
         self._transport = transport
-        self._timeout = timeout
+        self.timeout = timeout
         self._check_sync = check_sync
         self._ordinal = next(_ordinals)
         self._one = tf.Variable([1.0], trainable=False, name="one")
@@ -209,13 +209,13 @@ class Graphs:
         with tf.init_scope():
             self._takeover.activate(call.workers if call.op == hvd.Sum else 1)
         self.reduction = "sum" if call.op == hvd.Sum else "average"
-        starts = self._method.stages()
+        starts = self.method.stages()
         assert starts is not None
         # Horovod calls from inside a tf.cond for each variable. A step is about all of them: its operations belong
         # beside the gradients, in the graph around those.
         with call.gradients[call.position].graph.as_default(), tf.device("CPU:0"), tf.name_scope("horovod_dgc"):
             return Step(
-                method=self._method,
+                method=self.method,
                 call=call,
                 exchanged=exchanged,
                 hyperparameters=self._takeover.hyperparameters(owner),
@@ -251,7 +251,7 @@ class Graphs:
     def _agree(self, call: Call, exchanged: dict[int, Tensor]) -> None:
         lines = [
             f"horovod_dgc {horovod_dgc.__version__}, compression number {self._ordinal}",
-            f"method {self._method.configuration()}",
+            f"method {self.method.configuration()}",
             f"transport {self._transport or 'auto'}, Keras {3 if KERAS_3 else 2}, check_sync {self._check_sync}",
             f"optimizer {type(self._takeover.optimizer).__name__}, momentum corrected: {self._takeover.momentum}",
         ]
@@ -265,7 +265,7 @@ class Graphs:
             agreement.require(
                 "\n".join(lines),
                 agreement.ranks_of(members),
-                lambda data, name: gather_bytes(data, name, members, self._timeout),
+                lambda data, name: gather_bytes(data, name, members, self.timeout),
             )
 
 

@@ -81,6 +81,8 @@ class TensorFlowState(ObjectState):  # type: ignore[misc]
         """Go back to what was committed."""
         for variable, value in self._saved:
             variable.assign(value)
+        for tensor, steps in zip(self.compression.tensors, self._saved_steps):
+            tensor.steps = steps
         self._workers = self._saved_workers
         super().restore()
 
@@ -99,6 +101,7 @@ class TensorFlowState(ObjectState):  # type: ignore[misc]
         kept = [getattr(tensor, name) for tensor in self.compression.tensors for name in tensor.kept]
         variables = [*self._variables, self.compression.progress, *kept]
         self._saved = [(variable, variable.numpy()) for variable in variables]
+        self._saved_steps = [tensor.steps for tensor in self.compression.tensors]
         self._saved_workers = self._workers
 
     def _follow(self, joined: bool = False) -> None:
@@ -113,9 +116,9 @@ class TensorFlowState(ObjectState):  # type: ignore[misc]
         steps = int(compression.progress[0])
         reports = allgather_object(self._membership.report(steps > 0, steps, compression._graphs.lost), name=NAME)
         kept, compression._graphs.lost = self._membership.settle(reports)
-        rates = [None if tensor.rate is None else float(tensor.rate) for tensor in compression.tensors]
-        common = broadcast_object((compression.progress.numpy(), compression._graphs.reduction, rates), name=NAME)
-        progress, reduction, rates = common
+        shared = [(t.steps, None if t.rate is None else float(t.rate)) for t in compression.tensors]
+        common = broadcast_object((compression.progress.numpy(), compression._graphs.reduction, shared), name=NAME)
+        progress, reduction, shared = common
         if len(reports) == 1 and progress[0]:
             raise RuntimeError(
                 "one worker is left, which Horovod lets train without compression: what waits in its residuals would "
@@ -124,8 +127,11 @@ class TensorFlowState(ObjectState):  # type: ignore[misc]
         keep = self._membership.identity in kept
         factor = resize.factor(reduction, len(reports), self._workers) if keep and reduction else float(keep)
         same_ranks = len(kept) == len(reports) == self._workers
-        for tensor, rate in zip(compression.tensors, rates):
-            _fit(tensor, factor, rate, same_ranks)
+        for tensor, (steps, rate) in zip(compression.tensors, shared):
+            _fit(tensor, factor, same_ranks)
+            tensor.steps = steps
+            if tensor.rate is not None:
+                tensor.rate.assign(rate)
         compression.progress.assign(np.concatenate([progress[:2], compression.progress.numpy()[2:]]))
         compression._graphs.reduction = reduction
         self._workers = len(reports)
@@ -160,12 +166,10 @@ class TensorFlowKerasState(TensorFlowState):
             self.model.make_train_function(force=True)
 
 
-def _fit(tensor: Tensor, factor: float, rate: float | None, same_ranks: bool) -> None:
+def _fit(tensor: Tensor, factor: float, same_ranks: bool) -> None:
     for name in ("residual", "velocity"):
         variable = getattr(tensor, name)
         if variable is not None and factor != 1.0:
             variable.assign((variable.numpy().astype(np.float64) * factor).astype(np.float32))
-    if tensor.rate is not None:
-        tensor.rate.assign(rate)
     if tensor.memory is not None and not same_ranks:
         tensor.memory.assign(tf.zeros_like(tensor.memory))

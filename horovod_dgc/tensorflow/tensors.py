@@ -56,6 +56,15 @@ class Tensor(tf.Module):  # type: ignore[misc]
         return self.rate is not None and bool(self.rate > 0)
 
     @property
+    def steps(self) -> int:
+        """Number of exchanges done, which the density schedule and all random choices go by; eager."""
+        return int(self.counts[0, STEPS])
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self.counts[0, STEPS].assign(steps)
+
+    @property
     def kept(self) -> list[str]:
         """Which variables there are besides the counts, in the order in which the operations take them."""
         return [name for name in ("residual", "velocity", "rate", "memory") if getattr(self, name) is not None]

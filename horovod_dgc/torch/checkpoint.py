@@ -97,16 +97,12 @@ def load_checkpoint(
     group = _group(compression, process_set, "call load_checkpoint()")
     puts = []
 
-    def read() -> dict[str, Any]:
-        manifest = files.read_manifest(Path(folder))
+    def fit(manifest: files.Manifest) -> dict[str, Any]:
         state, lost = _read(manifest, compression.method, group.position, len(group.ranks), drop=resize == "drop")
         puts.append(compression._prepare_load(state, process_set))
-        return {"sha256": manifest.sha256, "lost": lost, "saved": manifest.workers, "exchanges": state["exchanges"]}
+        return {"lost": lost, "saved": manifest.workers, "exchanges": state["exchanges"]}
 
-    reports = files.together(group, "load", read)
-    for rank, report in zip(group.ranks, reports):
-        if report["sha256"] != reports[0]["sha256"]:
-            raise files.CheckpointError(f"rank {rank} reads another checkpoint in {folder} than rank {group.ranks[0]}")
+    reports = files.load(Path(folder), group, fit)
     puts[0]()
     lost = [math.sqrt(sum(report["lost"][field] for report in reports)) for field in FIELDS]
     if any(lost) and group.position == 0:

@@ -10,7 +10,7 @@ import torch
 from checks.common import Fed, compressed, digest
 from elastic_worker import MOMENTUM, OP, Worker
 
-from horovod_dgc import DGC
+from horovod_dgc import DGC, Warmup
 from horovod_dgc.torch.elastic import TorchState
 
 hvd.init()
@@ -21,7 +21,7 @@ if MOMENTUM:
     settings = {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.01}
     torch.nn.init.normal_(model.weight)
 optimizer, compression = compressed(
-    DGC(density=0.02, values="float32"),
+    DGC(density=0.02, values="float32", warmup=Warmup(steps=15)),
     model,
     torch.optim.SGD(model.parameters(), **settings),
     settings={"check_sync": 1},

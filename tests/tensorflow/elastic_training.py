@@ -13,7 +13,7 @@ from checks.common import Fed, Trainer, sgd, vector
 from elastic_worker import MOMENTUM, OP, Worker
 from horovod.tensorflow.functions import allgather_object
 
-from horovod_dgc import DGC
+from horovod_dgc import DGC, Warmup
 from horovod_dgc.tensorflow.elastic import TensorFlowState
 from horovod_dgc.tensorflow.takeover import state_of
 
@@ -28,7 +28,11 @@ if MOMENTUM:
 optimizer = sgd(**settings)
 optimizer.build(model.variables)
 trainer = Trainer(
-    model, DGC(density=0.02, values="float32"), optimizer, settings={"check_sync": 1}, op=getattr(hvd, OP)
+    model,
+    DGC(density=0.02, values="float32", warmup=Warmup(steps=15)),
+    optimizer,
+    settings={"check_sync": 1},
+    op=getattr(hvd, OP),
 )
 compression = trainer.compression
 step: Any = None

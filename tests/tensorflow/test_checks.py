@@ -15,7 +15,7 @@ LEGACY = (("TF_USE_LEGACY_KERAS", "1"),)
 
 if importlib.metadata.version("keras").startswith("3"):
     CASES = [((), *case) for case in grid(HERE, ("fitting", "invariants", "refusals"), (MPI, GLOO))]
-    CASES += [((), *case) for case in grid(HERE, ("dense", "elastic", "family", "precision"), (MPI,))]
+    CASES += [((), *case) for case in grid(HERE, ("checkpoints", "dense", "elastic", "family", "precision"), (MPI,))]
     CASES += [((), *case) for case in grid(HERE, ("models",), (GLOO,))]
     # TensorFlow with tf_keras: what depends on Keras, Horovod's own optimizer included.
     CASES += [(LEGACY, *case) for case in grid(HERE, ("dense", "fitting"), (("horovodrun", 2),))]
