@@ -79,8 +79,7 @@ def measure(
     """Parts by contender: "traffic", "training" and, but for dense, "speed"."""
     task = training.task(data_dir)
     found: dict[str, dict[str, Any]] = {
-        name: {"contender": contender, "traffic": traffic_of(contender, task)}
-        for name, contender in contenders.items()
+        name: {"contender": contender, "traffic": traffic_of(contender, task)} for name, contender in contenders.items()
     }
     columns = (TextColumn("{task.description:32}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=report.CONSOLE) as progress:

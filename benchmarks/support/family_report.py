@@ -79,15 +79,6 @@ def markdown(found: Found, training: ImageTraining, steps: int) -> str:
     return "\n".join(lines)
 
 
-def between(text: str, content: str) -> str:
-    """``text`` with ``content`` in place of what is between the markers."""
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the text must hold the markers {BEGIN!r} and {END!r}, in this order")
-    return f"{head}{BEGIN}\n{content}\n{END}{tail}"
-
-
 def plot(found: Found, path: Path) -> None:
     """Accuracy against mean bytes per step and worker, on a logarithmic scale."""
     figure, axes = pyplot.subplots(figsize=(9, 6))
@@ -132,5 +123,5 @@ def plot(found: Found, path: Path) -> None:
 def write(folder: Path, found: Found, training: ImageTraining, steps: int) -> None:
     """The table into ``README.md`` of ``folder``, and the plot beside it."""
     page = folder / "README.md"
-    page.write_text(between(page.read_text(), markdown(found, training, steps)))
+    page.write_text(report.between(page.read_text(), BEGIN, END, markdown(found, training, steps)))
     plot(found, folder / PLOT)

@@ -29,7 +29,10 @@ class Training:
         clip_norm: of the global norm; by the method before it accumulates where that is able to, otherwise of what
             comes out of the exchange. None for no clipping.
         warmup: epochs in which the density falls, of a method that has a warm-up; 0 for none.
+        higher_is_better: whether the figure that a task is judged by should grow.
     """
+
+    higher_is_better: ClassVar[bool] = True
 
     epochs: int = 2
     workers: int = 4
@@ -47,15 +50,8 @@ class Training:
 
 
 class Task(ABC):
-    """One model, the data that it is trained with and how it is judged; made anew for each run.
+    """One model, the data that it is trained with and how it is judged; made anew for each run."""
 
-    Attributes:
-        figure: name and unit of what :meth:`evaluate` gives first.
-        higher_is_better: whether that should grow.
-    """
-
-    figure: ClassVar[str]
-    higher_is_better: ClassVar[bool]
     model: nn.Module
     steps_per_epoch: int
 
@@ -156,14 +152,15 @@ class Job:
 
     def _exchanged(self, number: int, grads: list[np.ndarray]) -> np.ndarray:
         training = self._training
+        decay = training.weight_decay if training.decay == "local" else 0.0
         return exchange(
             self._method,
             grads,
             self._states[number],
             tensor=number,
             momentum=training.momentum if self._is_local(number) else 0.0,
-            weight_decay=training.weight_decay if training.decay == "local" else 0.0,
-            weights=self._parameters[number].detach().view(-1).numpy(),
+            weight_decay=decay,
+            weights=self._parameters[number].detach().view(-1).numpy() if decay else None,
         )
 
     def _is_local(self, number: int) -> bool:
