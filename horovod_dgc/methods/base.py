@@ -245,7 +245,7 @@ class Method(ABC):
             weight_decay: added as ``weight_decay * weights`` before momentum.
             weights: like ``grad``; needed if ``weight_decay`` is not zero.
             unscale: factor that the gradient is multiplied by first (the inverse of a loss scale).
-            workers: number of workers N; local clipping uses ``clip_norm / sqrt(N)``.
+            workers: number of workers N; local clipping uses ``clip_norm * sqrt(N)``.
             zero_grad: also leave ``grad`` zeroed.
             tensor, rank: numbers of the tensor in the model and of this worker, for random numbers.
             opened: float32: what the opening round came to, for a method that has one.
@@ -381,12 +381,13 @@ def checked(method: object) -> Method:
 
 
 def clip_factor(norm: float, clip_norm: float, workers: int) -> float:
-    """Factor in (0, 1] that brings a local gradient norm under ``clip_norm / sqrt(workers)``.
+    """Factor in (0, 1] that brings a local gradient norm under ``clip_norm * sqrt(workers)``.
 
-    N independent gradients' norms add in quadrature, hence N**-0.5 (Lin et al., ICLR 2018, section 3.2,
-    equation 8). A norm that is not finite gives 1: the proposal reports it.
+    The mean of N independent gradients is 1 / sqrt(N) times as long as each of them. The N**-0.5 of Lin et al., ICLR
+    2018, section 3.2, equation 8, is the same rule for gradients that are divided by N before they are clipped, as
+    theirs are. A norm that is not finite gives 1: the proposal reports it.
     """
-    limit = clip_norm / math.sqrt(workers)
+    limit = clip_norm * math.sqrt(workers)
     return limit / norm if math.isfinite(norm) and norm > limit else 1.0
 
 

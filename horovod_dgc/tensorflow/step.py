@@ -285,6 +285,6 @@ class Step:
 
     def _clip(self, norm: tf.Tensor, clip_norm: float) -> tf.Tensor:
         """:func:`horovod_dgc.methods.base.clip_factor` in operations."""
-        limit = tf.constant(clip_norm / math.sqrt(self.call.workers), tf.float64)
+        limit = tf.constant(clip_norm * math.sqrt(self.call.workers), tf.float64)
         clips = tf.math.is_finite(norm) & (norm > limit)
         return tf.where(clips, limit / norm, tf.ones((), tf.float64))

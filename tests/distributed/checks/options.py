@@ -105,7 +105,7 @@ def _norms(grads: list[torch.Tensor]) -> float:
 
 
 def check_global_norm_clipping_follows_the_formula() -> None:
-    """Each worker's gradient g becomes g * min(1, C / (sqrt(N) |g|)) before it is averaged."""
+    """Each worker's gradient g becomes g * min(1, C sqrt(N) / |g|) before it is averaged."""
     clip = 0.2
     model = small_model()
     model[1].eval()
@@ -121,8 +121,8 @@ def check_global_norm_clipping_follows_the_formula() -> None:
     local = [p.grad.clone() for p in model.parameters()]
     distributed.step()
     norm = _norms(local)
-    assert norm > clip / math.sqrt(hvd.size()), "nothing was clipped: nothing is shown"
-    factor = clip / math.sqrt(hvd.size()) / norm
+    assert norm > clip * math.sqrt(hvd.size()), "nothing was clipped: nothing is shown"
+    factor = clip * math.sqrt(hvd.size()) / norm
     for i, (before, after, g) in enumerate(zip(start, model.parameters(), local)):
         expected = before - hvd.allreduce(g * factor, name=f"clipped.{i}")
         assert torch.allclose(after, expected, atol=1e-6)
@@ -139,7 +139,7 @@ def check_tensor_clipping_follows_the_formula() -> None:
     nn.functional.cross_entropy(model(images), labels).backward()
     local = [p.grad.clone() for p in model.parameters()]
     distributed.step()
-    limit = clip / math.sqrt(hvd.size())
+    limit = clip * math.sqrt(hvd.size())
     for i, (before, after, g) in enumerate(zip(start, model.parameters(), local)):
         clipped = g * min(1.0, limit / max(_norms([g]), 1e-30))
         expected = before - hvd.allreduce(clipped, name=f"clipped.{i}")

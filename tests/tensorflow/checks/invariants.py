@@ -151,7 +151,7 @@ def _poisoned_run(where: str | None, method: DGC, name: str, value: float) -> np
 
 
 def check_clipping_follows_the_formula() -> None:
-    """Each worker's gradient g becomes g * min(1, C / (sqrt(N) |g|)) before it is averaged."""
+    """Each worker's gradient g becomes g * min(1, C sqrt(N) / |g|) before it is averaged."""
     for scope in ("global", "tensor"):
         clip = 0.2
         model = Dense()
@@ -161,7 +161,7 @@ def check_clipping_follows_the_formula() -> None:
             loss = model.loss(batch(0))
         local = [g.numpy() for g in tape.gradient(loss, model.variables)]
         Trainer(model, method, sgd(learning_rate=1.0, momentum=0.0)).run(steps=1)
-        limit = clip / np.sqrt(hvd.size())
+        limit = clip * np.sqrt(hvd.size())
         whole = np.sqrt(sum(np.square(g.astype(np.float64)).sum() for g in local))
         assert whole > limit, "nothing was clipped: nothing is shown"
         for before, variable, gradient in zip(start, model.variables, local):
