@@ -72,8 +72,7 @@ ABLATIONS = contenders(
     Contender("no factor masking", DGC(density=0.001, factor_masking=False)),
     Contender("no warm-up", DGC(density=0.001), changes={"warmup": 0.0}),
 )
-# Only where a task has what is left out.
-CLIPPING = contenders(Contender("no clipping", DGC(density=0.001), changes={"clip_norm": None}))
+# Only where a task has what is changed.
 DECAY = contenders(Contender("weight decay after aggregation", DGC(density=0.001), changes={"decay": "aggregated"}))
 FAMILY = {
     name: contender for name, contender in REGISTRY.items() if name not in (DENSE, "dgc", "fp16") and name in METHODS
@@ -86,11 +85,19 @@ SPREAD: dict[str, Any] = {"epochs": 8}
 
 
 def ablations(task: str) -> dict[str, Contender]:
-    """Ablations of DGC at 0.1 % that make sense in a task."""
+    """Ablations of DGC at 0.1 % that make sense in a task, and a remedy."""
     training: Training = TASKS[task]
-    clipping = CLIPPING if training.clip_norm is not None else {}
-    decay = DECAY if training.weight_decay else {}
-    return {**ABLATIONS, **clipping, **decay}
+    dgc = DGC(density=0.001)
+    longer = contenders(Contender("warm-up three times as long", dgc, changes={"warmup": 3 * training.warmup}))
+    found = {**ABLATIONS, **longer, **(DECAY if training.weight_decay else {})}
+    if (limit := training.clip_norm) is not None:
+        # Where a worker's gradient is not divided by N before it is clipped, the paper's limit is N times too low.
+        tight = {"clip_norm": limit / training.workers}
+        found |= contenders(
+            Contender("no clipping", dgc, changes={"clip_norm": None}),
+            Contender("local limit N times lower", dgc, changes=tight),
+        )
+    return found
 
 
 def spread(workers: int, seed: int) -> Any:
