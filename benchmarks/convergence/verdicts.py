@@ -29,7 +29,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        if self.spread is None:
+        if self.seeds == 1 or self.spread is None:
             return "one seed"
         return "within" if self.deficit <= self.spread else "**worse**"
 

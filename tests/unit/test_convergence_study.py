@@ -133,7 +133,7 @@ def test_verdict() -> None:
     lower = verdicts.compared({0: 0.88, 1: 0.91, 2: 0.89}, dense, higher_is_better=False)
     assert lower is not None and lower.verdict == "within" and lower.deficit < 0
     assert verdicts.compared({5: 0.9}, dense, higher_is_better=True) is None
-    one = verdicts.compared({0: 0.9}, {0: 0.9}, higher_is_better=True)
+    one = verdicts.compared({0: 0.9}, dense, higher_is_better=True)
     assert one is not None and one.verdict == "one seed" and one.margin is None
 
 
