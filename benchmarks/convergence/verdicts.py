@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 # Two-sided 95 % quantiles of Student's t by degrees of freedom.
 STUDENT = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776}
+# Seeds that a verdict takes.
+ENOUGH = 3
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        if self.seeds == 1 or self.spread is None:
-            return "one seed"
+        if self.seeds < ENOUGH or self.spread is None:
+            return "too few seeds"
         return "within" if self.deficit <= self.spread else "**worse**"
 
 

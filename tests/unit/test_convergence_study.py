@@ -134,7 +134,7 @@ def test_verdict() -> None:
     assert lower is not None and lower.verdict == "within" and lower.deficit < 0
     assert verdicts.compared({5: 0.9}, dense, higher_is_better=True) is None
     one = verdicts.compared({0: 0.9}, dense, higher_is_better=True)
-    assert one is not None and one.verdict == "one seed" and one.margin is None
+    assert one is not None and one.verdict == "too few seeds" and one.margin is None
 
 
 def test_tables_show_what_is_missing(tmp_path: Path) -> None:
