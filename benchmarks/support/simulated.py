@@ -3,68 +3,81 @@
 from __future__ import annotations
 
 import math
-import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from horovod_dgc import Method, exchange
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-import datasets
-from pytorch_images import ResidualNet, flipped, normalised
+from horovod_dgc.methods.base import clip_factor, clip_limit
 
 
 @dataclass(frozen=True)
 class Training:
-    """What all contenders have in common.
+    """What all contenders of a task have in common.
 
     Attributes:
-        images: of the training set that are used, the first ones.
-        batch: images of one worker in one step.
+        epochs: passes over the training data.
+        batch: examples of one worker in one step.
         rate: peak of the learning rate, which rises over the first tenth of the steps and then falls as a cosine.
+        decay: where weight decay is added: "local" to each worker's gradient, before momentum, as the adapters do it,
+            or "aggregated" to what comes out of the exchange, as an optimizer does that still has it.
+        clip_norm: of the global norm; by the method before it accumulates where that is able to, otherwise of what
+            comes out of the exchange. None for no clipping.
+        warmup: epochs in which the density falls, of a method that has a warm-up; 0 for none.
+        higher_is_better: whether the figure that a task is judged by should grow.
     """
 
-    images: int = 12_800
+    higher_is_better: ClassVar[bool] = True
+
     epochs: int = 2
     workers: int = 4
     batch: int = 16
-    width: int = 16
     rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    decay: str = "local"
+    clip_norm: float | None = None
+    warmup: float = 1.0
     seed: int = 0
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.images // (self.workers * self.batch)
-
-    @property
-    def steps(self) -> int:
-        return self.epochs * self.steps_per_epoch
-
-    def rate_at(self, step: int) -> float:
-        """Learning rate in a step as a share of its peak."""
-        rise = max(1, self.steps // 10)
-        return min(1.0, (step + 1) / rise) * (1 + math.cos(math.pi * step / self.steps)) / 2
 
     def settings(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def model_of(training: Training) -> nn.Module:
-    torch.manual_seed(training.seed)
-    return ResidualNet(1, 10, training.width)
+class Task(ABC):
+    """One model, the data that it is trained with and how it is judged; made anew for each run."""
 
+    model: nn.Module
+    steps_per_epoch: int
 
-def shapes_of(training: Training) -> list[tuple[int, ...]]:
-    return [tuple(p.shape) for p in model_of(training).parameters()]
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        torch.manual_seed(training.seed)
+
+    @property
+    def steps(self) -> int:
+        return self.training.epochs * self.steps_per_epoch
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [tuple(p.shape) for p in self.model.parameters()]
+
+    @abstractmethod
+    def batches(self) -> Iterator[list[Any]]:
+        """Each step's batches, one for each worker; every contender gets the same."""
+
+    @abstractmethod
+    def loss(self, worker: int, batch: Any) -> torch.Tensor:
+        """Mean loss of one worker's batch."""
+
+    @abstractmethod
+    def evaluate(self) -> tuple[float, float]:
+        """The figure and the mean loss on the test data; the model is in evaluation mode, and nothing is recorded."""
 
 
 def sent_nbytes(shapes: list[tuple[int, ...]], method: Method, step: int | None = None) -> int:
@@ -74,113 +87,139 @@ def sent_nbytes(shapes: list[tuple[int, ...]], method: Method, step: int | None 
 
 
 class Job:
-    """One model, and N workers' states of each of its tensors.
+    """The model of a task, and N workers' states of each of its tensors.
 
     Momentum is where the adapters put it: with the worker where the plan says "local", otherwise on the reduced
-    gradient. Weight decay acts on the worker's gradient, before momentum.
+    gradient.
+
+    Args:
+        method: how gradients travel.
+        rate: peak learning rate of tensors with more than one dimension; None for the training's.
+        task: whose model is trained.
     """
 
-    def __init__(self, method: Method, rate: float | None, training: Training) -> None:
-        self._method, self._training = method, training
-        self.model = model_of(training)
-        self._parameters = list(self.model.parameters())
+    def __init__(self, method: Method, rate: float | None, task: Task) -> None:
+        training = task.training
+        self._task, self._training, self._clip_norm = task, training, method.clip_norm
+        # A gradient's norm is that of all tensors, which the exchange of one does not see: clipped here.
+        self._method: Method = method if method.clip_norm is None else replace(method, clip_norm=None)
+        self._parameters = list(task.model.parameters())
         self._states = [[method.init(tuple(p.shape)) for _ in range(training.workers)] for p in self._parameters]
         self._velocities = [np.zeros(p.numel(), np.float32) for p in self._parameters]
         self._rates = [training.rate if rate is None or p.ndim <= 1 else rate for p in self._parameters]
         self._step = 0
 
-    def run(self, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    def run(self, batches: list[Any]) -> float:
         """One step with a batch for each worker: the mean loss. Not finite: then nothing has changed."""
         grads, losses = [], []
-        for images, labels in batches:
-            loss = functional.cross_entropy(self.model(images), labels)
-            grads.append(torch.autograd.grad(loss, self._parameters))
+        for worker, batch in enumerate(batches):
+            loss = self._task.loss(worker, batch)
+            grads.append(self._clipped(self._gradient(loss)))
             losses.append(loss.item())
         if all(math.isfinite(loss) for loss in losses):
-            for number in range(len(self._parameters)):
-                self._update(number, [np.ascontiguousarray(g[number].numpy().reshape(-1)) for g in grads])
+            self._update(grads)
             self._step += 1
         return float(np.mean(losses))
 
-    def _update(self, number: int, grads: list[np.ndarray]) -> None:
-        training, parameter = self._training, self._parameters[number]
-        weights = parameter.detach().view(-1).numpy()
-        plan = self._method.plan(tuple(parameter.shape), self._step)
-        local = plan.momentum == "local"
-        update = exchange(
+    def _gradient(self, loss: torch.Tensor) -> list[np.ndarray]:
+        grads = torch.autograd.grad(loss, self._parameters)
+        return [np.ascontiguousarray(grad.numpy().reshape(-1)) for grad in grads]
+
+    def _clipped(self, grads: list[np.ndarray]) -> list[np.ndarray]:
+        """One worker's gradient, clipped if the method asks for it."""
+        if self._clip_norm is None:
+            return grads
+        factor = np.float32(clip_factor(norm_of(grads), clip_limit(self._clip_norm, self._training.workers)))
+        return [grad * factor for grad in grads]
+
+    def _update(self, grads: list[list[np.ndarray]]) -> None:
+        training = self._training
+        updates = [self._exchanged(number, [g[number] for g in grads]) for number in range(len(self._parameters))]
+        if training.clip_norm is not None and self._clip_norm is None:
+            factor = np.float32(clip_factor(norm_of(updates), training.clip_norm))
+            updates = [update * factor for update in updates]
+        share = self._rate_share()
+        for number, (parameter, update) in enumerate(zip(self._parameters, updates)):
+            weights = parameter.detach().view(-1).numpy()
+            if training.decay == "aggregated":
+                update = update + np.float32(training.weight_decay) * weights
+            if not self._is_local(number):
+                velocity = self._velocities[number]
+                velocity *= training.momentum
+                velocity += update
+                update = velocity
+            weights -= np.float32(self._rates[number] * share) * update
+
+    def _exchanged(self, number: int, grads: list[np.ndarray]) -> np.ndarray:
+        training = self._training
+        decay = training.weight_decay if training.decay == "local" else 0.0
+        return exchange(
             self._method,
             grads,
             self._states[number],
             tensor=number,
-            momentum=training.momentum if local else 0.0,
-            weight_decay=training.weight_decay,
-            weights=weights,
+            momentum=training.momentum if self._is_local(number) else 0.0,
+            weight_decay=decay,
+            weights=self._parameters[number].detach().view(-1).numpy() if decay else None,
         )
-        if not local:
-            velocity = self._velocities[number]
-            velocity *= training.momentum
-            velocity += update
-            update = velocity
-        weights -= np.float32(self._rates[number] * training.rate_at(self._step)) * update
+
+    def _is_local(self, number: int) -> bool:
+        return self._method.plan(tuple(self._parameters[number].shape), self._step).momentum == "local"
+
+    def _rate_share(self) -> float:
+        """Learning rate in this step as a share of its peak."""
+        steps = self._task.steps
+        rise = max(1, steps // 10)
+        return min(1.0, (self._step + 1) / rise) * (1 + math.cos(math.pi * self._step / steps)) / 2
 
 
-@dataclass(frozen=True)
-class Data:
-    images: torch.Tensor
-    labels: torch.Tensor
-    test_images: torch.Tensor
-    test_labels: torch.Tensor
-
-
-def data_of(training: Training, data_dir: Path | None = None) -> Data:
-    """Fashion-MNIST: the first images of its training set, and its whole test set."""
-    images = datasets.fashion_mnist(data_dir)
-    train = images.train_images[: training.images]
-    scale = train.mean(), train.std()
-    return Data(
-        normalised(train, *scale),
-        torch.tensor(images.train_labels[: training.images]),
-        normalised(images.test_images, *scale),
-        torch.tensor(images.test_labels),
-    )
-
-
-def batches_of(training: Training, data: Data) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
-    """Each step's batches, one for each worker; every contender gets the same."""
-    torch.manual_seed(training.seed + 1)
-    size = training.workers * training.batch
-    for _ in range(training.epochs):
-        order = torch.randperm(len(data.images))
-        for start in range(0, training.steps_per_epoch * size, size):
-            parts = order[start : start + size].split(training.batch)
-            yield [(flipped(data.images[part]), data.labels[part]) for part in parts]
-
-
-def accuracy_of(model: nn.Module, data: Data) -> float:
-    model.eval()
-    with torch.no_grad():
-        outputs = torch.cat([model(part) for part in data.test_images.split(500)])
-    return (outputs.argmax(1) == data.test_labels).float().mean().item()
+def norm_of(tensors: list[np.ndarray]) -> float:
+    return math.sqrt(sum(float(np.dot(tensor, tensor)) for tensor in tensors))
 
 
 def train(
-    method: Method, rate: float | None, training: Training, data: Data, progress: Callable[[], None] = lambda: None
+    method: Method, rate: float | None, task: Task, points: int = 1, progress: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
-    """Train once: test accuracy, None if the loss stopped being finite, and bytes per step and worker."""
+    """Train once.
+
+    Args:
+        points: number of evaluations, at equal distances, the last one after the last step.
+        progress: called after each step.
+
+    Returns:
+        "figure" and "loss" (training loss of the last 20 steps), None if the loss stopped being finite; "last_nbytes"
+        and "mean_nbytes", bytes per step and worker; and "curve", for each evaluation the steps done, the mean
+        training loss since the one before, the figure, the test loss, and the bytes that a worker has sent.
+    """
     torch.set_num_threads(1)
-    job = Job(method, rate, training)
-    shapes = shapes_of(training)
-    sizes, losses = [], []
-    for step, batches in enumerate(batches_of(training, data)):
-        sizes.append(sent_nbytes(shapes, method, step))
+    job = Job(method, rate, task)
+    sizes: list[int] = []
+    losses: list[float] = []
+    curve: list[list[float]] = []
+    at = [round(task.steps * point / points) for point in range(1, points + 1)]
+    for step, batches in enumerate(task.batches()):
+        sizes.append(sent_nbytes(task.shapes, method, step))
         losses.append(job.run(batches))
         progress()
         if not math.isfinite(losses[-1]):
             break
+        if step + 1 in at:
+            since = curve[-1][0] if curve else 0
+            figure, loss = evaluated(task)
+            curve.append([step + 1, float(np.mean(losses[int(since) :])), figure, loss, sum(sizes)])
     finite = math.isfinite(losses[-1])
     return {
-        "accuracy": accuracy_of(job.model, data) if finite else None,
+        "figure": curve[-1][2] if finite else None,
         "loss": float(np.mean(losses[-20:])) if finite else None,
         "last_nbytes": sizes[-1],
         "mean_nbytes": float(np.mean(sizes)),
+        "curve": curve,
     }
+
+
+def evaluated(task: Task) -> tuple[float, float]:
+    task.model.eval()
+    with torch.no_grad():
+        result = task.evaluate()
+    task.model.train()
+    return result

@@ -245,7 +245,7 @@ class Method(ABC):
             weight_decay: added as ``weight_decay * weights`` before momentum.
             weights: like ``grad``; needed if ``weight_decay`` is not zero.
             unscale: factor that the gradient is multiplied by first (the inverse of a loss scale).
-            workers: number of workers N; local clipping uses ``clip_norm / sqrt(N)``.
+            workers: number of workers N; local clipping uses ``clip_norm * sqrt(N)``.
             zero_grad: also leave ``grad`` zeroed.
             tensor, rank: numbers of the tensor in the model and of this worker, for random numbers.
             opened: float32: what the opening round came to, for a method that has one.
@@ -356,7 +356,7 @@ class Method(ABC):
             )
         if self.clip_norm is not None:
             norm = math.sqrt(_core.sum_squares(grad, threads=threads)) * unscale
-            unscale *= clip_factor(norm, self.clip_norm, workers)
+            unscale *= clip_factor(norm, clip_limit(self.clip_norm, workers))
         return _core.Update(
             unscale=unscale,
             weight_decay=weight_decay,
@@ -380,13 +380,20 @@ def checked(method: object) -> Method:
     return method
 
 
-def clip_factor(norm: float, clip_norm: float, workers: int) -> float:
-    """Factor in (0, 1] that brings a local gradient norm under ``clip_norm / sqrt(workers)``.
+def clip_limit(clip_norm: float, workers: int, reduced: float = 1.0) -> float:
+    """Norm at which a worker clips its gradient, so that what the reduction makes of all is about ``clip_norm`` long.
 
-    N independent gradients' norms add in quadrature, hence N**-0.5 (Lin et al., ICLR 2018, section 3.2,
-    equation 8). A norm that is not finite gives 1: the proposal reports it.
+    The mean of N independent gradients is 1 / sqrt(N) times as long as each of them. The N**-0.5 of Lin et al., ICLR
+    2018, section 3.2, equation 8, is the same rule for gradients that are added up after the clipping, as theirs are.
+
+    Args:
+        reduced: what the reduction makes of the mean: 1 for an average, N for a sum.
     """
-    limit = clip_norm / math.sqrt(workers)
+    return clip_norm * math.sqrt(workers) / reduced
+
+
+def clip_factor(norm: float, limit: float) -> float:
+    """Factor in (0, 1] that brings a norm under a limit; 1 for a norm that is not finite, which the proposal shows."""
     return limit / norm if math.isfinite(norm) and norm > limit else 1.0
 
 

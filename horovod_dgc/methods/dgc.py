@@ -28,8 +28,10 @@ class DGC(Method):
         density: share of the coordinates sent after the warm-up, in (0, 1]; 0.001 in the paper.
         warmup: :class:`~horovod_dgc.Warmup`, None for none, or a callable from the number of the exchange
             (from 0) to a density; it must give the same answer on every rank.
-        clip_norm: local gradient clipping threshold > 0, in the units of the whole job: each of N workers
-            clips at ``clip_norm / sqrt(N)`` before accumulation (section 3.2). None for no clipping.
+        clip_norm: local gradient clipping threshold > 0, that of the mean gradient of the whole job: each of N
+            workers clips its own at ``clip_norm * sqrt(N)`` before accumulation (section 3.2), since it is about
+            sqrt(N) times as long as the mean; with ``op=hvd.Sum``, that of the sum, and so ``clip_norm / sqrt(N)``.
+            None for no clipping.
         clip_scope: "global" clips by the norm over all tensors, which needs them all before the first can be
             encoded, so the exchange no longer overlaps the backward pass; "tensor" clips each by its own norm.
         values, indices: see :class:`~horovod_dgc.coding.Coding`. Rounding errors of the values stay in the residual.

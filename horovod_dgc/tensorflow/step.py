@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -11,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from horovod_dgc import transport
-from horovod_dgc.methods.base import Method, Plan
+from horovod_dgc.methods.base import Method, Plan, clip_limit
 from horovod_dgc.tensorflow import sync
 from horovod_dgc.tensorflow.callers import Call
 from horovod_dgc.tensorflow.moments import SecondMoments
@@ -285,6 +284,8 @@ class Step:
 
     def _clip(self, norm: tf.Tensor, clip_norm: float) -> tf.Tensor:
         """:func:`horovod_dgc.methods.base.clip_factor` in operations."""
-        limit = tf.constant(clip_norm / math.sqrt(self.call.workers), tf.float64)
+        workers = self.call.workers
+        reduced = workers if self.call.op == hvd.Sum else 1
+        limit = tf.constant(clip_limit(clip_norm, workers, reduced), tf.float64)
         clips = tf.math.is_finite(norm) & (norm > limit)
         return tf.where(clips, limit / norm, tf.ones((), tf.float64))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from horovod_dgc import _core, transport
-from horovod_dgc.methods.base import ByteArray, FloatArray, Plan, clip_factor
+from horovod_dgc.methods.base import ByteArray, FloatArray, Plan, clip_factor, clip_limit
 from horovod_dgc.stats import TensorStats
 from horovod_dgc.torch.backends import Inputs
 from horovod_dgc.torch.tensors import Tensor, flatten
@@ -79,7 +79,8 @@ class Exchange:
         began = time.perf_counter()
         clip = step.method.clip_norm
         if clip is not None and not step.deferred:
-            unscale *= clip_factor(math.sqrt(self.sum_squares()) * unscale, clip, step.workers)
+            limit = clip_limit(clip, step.workers, step.dense_factor)
+            unscale *= clip_factor(math.sqrt(self.sum_squares()) * unscale, limit)
         self._transport = step.transport or transport.choose(plan, step.workers)
         local = plan.momentum == "local" and step.takeover.momentum
         if entry.residual is None:

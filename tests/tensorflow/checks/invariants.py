@@ -151,8 +151,8 @@ def _poisoned_run(where: str | None, method: DGC, name: str, value: float) -> np
 
 
 def check_clipping_follows_the_formula() -> None:
-    """Each worker's gradient g becomes g * min(1, C / (sqrt(N) |g|)) before it is averaged."""
-    for scope in ("global", "tensor"):
+    """Each gradient g becomes g * min(1, L / |g|) with L = C sqrt(N) before it is averaged, C / sqrt(N) for a sum."""
+    for scope, op in itertools.product(("global", "tensor"), (hvd.Average, hvd.Sum)):
         clip = 0.2
         model = Dense()
         method = DGC(**EXACT_VALUES, clip_norm=clip, clip_scope=scope)
@@ -160,14 +160,14 @@ def check_clipping_follows_the_formula() -> None:
         with tf.GradientTape() as tape:
             loss = model.loss(batch(0))
         local = [g.numpy() for g in tape.gradient(loss, model.variables)]
-        Trainer(model, method, sgd(learning_rate=1.0, momentum=0.0)).run(steps=1)
-        limit = clip / np.sqrt(hvd.size())
+        Trainer(model, method, sgd(learning_rate=1.0, momentum=0.0), op=op).run(steps=1)
+        limit = clip * np.sqrt(hvd.size()) if op == hvd.Average else clip / np.sqrt(hvd.size())
         whole = np.sqrt(sum(np.square(g.astype(np.float64)).sum() for g in local))
         assert whole > limit, "nothing was clipped: nothing is shown"
         for before, variable, gradient in zip(start, model.variables, local):
             norm = whole if scope == "global" else np.linalg.norm(gradient)
             clipped = gradient * min(1.0, limit / norm)
-            expected = before - hvd.allreduce(tf.constant(clipped, tf.float32)).numpy()
+            expected = before - hvd.allreduce(tf.constant(clipped, tf.float32), op=op).numpy()
             np.testing.assert_allclose(variable.numpy(), expected, atol=1e-6)
 
 
