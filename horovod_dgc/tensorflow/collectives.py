@@ -8,8 +8,13 @@ from typing import Any
 
 import horovod.tensorflow as hvd
 import tensorflow as tf
+from horovod.common.exceptions import HorovodInternalError
 
 from horovod_dgc import agreement
+
+# How names of collectives begin. Horovod's elastic.run tells a job that has broken down by "HorovodAllreduce" or
+# "HorovodAllgather" in the error of a graph, which holds the name of the node.
+ALLREDUCE, ALLGATHER = "HorovodAllreduce_horovod_dgc", "HorovodAllgather_horovod_dgc"
 
 
 def gather_bytes(
@@ -22,6 +27,7 @@ def gather_bytes(
 
     Raises:
         RuntimeError: some rank did not answer within ``timeout`` seconds.
+        HorovodInternalError: the job has broken down.
     """
     answers: list[bytes] = []
     failures: list[BaseException] = []
@@ -30,6 +36,8 @@ def gather_bytes(
         try:
             message = tf.constant(memoryview(data), tf.uint8) if data else tf.zeros(0, tf.uint8)
             answers.append(_gatherer(name, process_set)(message).numpy().tobytes())
+        except tf.errors.UnknownError as error:
+            failures.append(HorovodInternalError(error))
         except BaseException as error:
             failures.append(error)
 

@@ -13,6 +13,7 @@ from horovod_dgc import transport
 from horovod_dgc.methods.base import Method, Plan, clip_limit
 from horovod_dgc.tensorflow import sync
 from horovod_dgc.tensorflow.callers import Call
+from horovod_dgc.tensorflow.collectives import ALLGATHER, ALLREDUCE
 from horovod_dgc.tensorflow.moments import SecondMoments
 from horovod_dgc.tensorflow.operations import library
 from horovod_dgc.tensorflow.takeover import Hyperparameters
@@ -87,7 +88,7 @@ class Exchange:
             self._opened = hvd.allreduce(
                 tf.ensure_shape(opening, [count]),
                 op=hvd.Max if reduction == "maximum" else hvd.Sum,
-                name=f"horovod_dgc_opening_{self._step.ordinal}_{self._tensor.position}",
+                name=f"{ALLREDUCE}_opening_{self._step.ordinal}_{self._tensor.position}",
                 ignore_name_scope=True,
                 process_set=self._step.call.process_set,
             )
@@ -162,7 +163,8 @@ class Exchange:
         return tf.switch_case(branch, [functools.partial(self._exchange, message) for message in used])
 
     def _exchange(self, message: int) -> tf.Tensor:
-        name = f"horovod_dgc_{message}_{self._step.ordinal}_{self._tensor.position}"
+        kind = ALLGATHER if message == PAYLOADS else ALLREDUCE
+        name = f"{kind}_{message}_{self._step.ordinal}_{self._tensor.position}"
         options = {"name": name, "ignore_name_scope": True, "process_set": self._step.call.process_set}
         if message == PAYLOADS:
             return hvd.allgather(self.payload, **options)
@@ -259,14 +261,14 @@ class Step:
         nonfinite = hvd.allreduce(
             library.horovod_dgc_nonfinite(applied),
             op=hvd.Sum,
-            name=f"horovod_dgc_nonfinite_{ordinal}_{first}",
+            name=f"{ALLREDUCE}_nonfinite_{ordinal}_{first}",
             ignore_name_scope=True,
             process_set=call.process_set,
         )
         # The waiting that is counted ends when everything is there.
         awaited = [exchange.outgoing for exchange in exchanges]
         if check_sync:
-            name = f"horovod_dgc_sync_{ordinal}_{first}"
+            name = f"{ALLGATHER}_sync_{ordinal}_{first}"
             awaited.append(sync.require(model, call, progress.read_value()[0], check_sync, name))
         with tf.control_dependencies(awaited):
             self.skipped = library.horovod_dgc_conclude(nonfinite, applied, progress.handle)

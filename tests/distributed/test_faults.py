@@ -6,34 +6,18 @@ The table in docs/reliability.md says what is expected of which launcher, and wh
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from launch import Finished, run
+from faults import FAULTY, GLOO_SECONDS, JOB_SECONDS, POINTS, RANKS, STALL_SECONDS, ends, train, undisturbed
 
-HERE = Path(__file__).parent
-RANKS = 3
-FAULTY = 1
-POINTS = ("encode", "gather", "decode")
-GLOO_SECONDS = 10.0
-STALL_SECONDS = 4.0
-# Start, training and shutdown of a job on a busy machine; past that it hangs.
-JOB_SECONDS = 90.0
-ENVIRONMENT = {
-    "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent / "support")]),
-    "HOROVOD_GLOO_TIMEOUT_SECONDS": f"{GLOO_SECONDS:.0f}",
-    "HOROVOD_STALL_CHECK_TIME_SECONDS": f"{STALL_SECONDS / 2:.0f}",
-    "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": f"{STALL_SECONDS:.0f}",
-}
+SCRIPT = Path(__file__).parent / "faulty_training.py"
 # Seconds until the survivors' error. A death is noticed at once; a stopped process by Gloo's time-out; a rank that
 # sleeps by MPI's stall check, which looks every STALL_SECONDS / 2 and begins with a second negotiation.
 NOTICED = {
@@ -44,45 +28,6 @@ NOTICED = {
 }
 # Open MPI ends the whole job when a process dies: nobody is left to report anything.
 ENDED_BY_LAUNCHER = {("mpirun", "kill")}
-
-
-@dataclass(frozen=True)
-class Job:
-    finished: Finished
-    ended: float  # time.time() when it was over
-    folder: Path
-
-    def read(self, name: str) -> list[str]:
-        return [path.read_text() for path in sorted(self.folder.glob(name))]
-
-
-def train(launcher: str, folder: Path, *fault: str) -> Job:
-    """Run the job; whatever happens, no process of it is left behind."""
-    for stale in [*folder.glob("seen-*"), *folder.glob("end-*"), *folder.glob("struck")]:
-        stale.unlink()
-    command = [str(HERE / "faulty_training.py"), str(folder), *fault]
-    try:
-        finished = run(launcher, RANKS, command, timeout=JOB_SECONDS, extra=ENVIRONMENT)
-        return Job(finished, time.time(), folder)
-    finally:
-        for number in [path.read_text() for path in folder.glob("pid-*")]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(number), signal.SIGKILL)
-
-
-@functools.cache
-def undisturbed(launcher: str) -> list[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        job = train(launcher, Path(folder))
-        assert job.finished.returncode == 0, job.finished.output[-3000:]
-        return ends(job, 0)
-
-
-def ends(job: Job, first: int) -> list[str]:
-    """Digests of each rank's final state, of a job that began at step ``first``."""
-    begun, digests = zip(*(text.split(" ", 1) for text in job.read("end-*")))
-    assert begun == (str(first),) * RANKS, job.finished.output[-3000:]
-    return list(digests)
 
 
 @contextlib.contextmanager
@@ -136,7 +81,7 @@ def test_the_others_get_an_error_and_the_job_resumes_bit_for_bit(launcher: str, 
     for point in POINTS:
         step += 6
         with watching(ender(tmp_path)) if fault == "stop" else contextlib.nullcontext():
-            job = train(launcher, tmp_path, fault, point, str(FAULTY), str(step))
+            job = train(SCRIPT, launcher, tmp_path, fault, point, str(FAULTY), str(step))
         what = f"{launcher} {fault} in {point}:\n{job.finished.output[-3000:]}"
         assert job.finished.returncode not in (0, None), what
         struck = float((tmp_path / "struck").read_text())
@@ -147,24 +92,24 @@ def test_the_others_get_an_error_and_the_job_resumes_bit_for_bit(launcher: str, 
         assert seen or (launcher, fault) in ENDED_BY_LAUNCHER, what
         seconds = [round(survivor["seconds"], 1) for survivor in seen]
         print(f"{launcher} {fault} {point}: seen after {seconds} s, job over after {job.ended - struck:.1f} s")
-    job = train(launcher, tmp_path)
+    job = train(SCRIPT, launcher, tmp_path)
     assert job.finished.returncode == 0, job.finished.output[-3000:]
-    assert ends(job, 16) == undisturbed(launcher)
+    assert ends(job, 16) == undisturbed(SCRIPT, launcher)
 
 
 @pytest.mark.timeout(3 * JOB_SECONDS)
 def test_a_stopped_process_under_mpi_is_waited_for(tmp_path: Path) -> None:
     """Horovod's coordinator blocks in MPI, which has no time-out; the stall changes nothing once it ends."""
     with watching(waker(tmp_path, 2 * STALL_SECONDS + 1)):
-        job = train("mpirun", tmp_path, "stop", ",".join(POINTS), str(FAULTY), "9")
+        job = train(SCRIPT, "mpirun", tmp_path, "stop", ",".join(POINTS), str(FAULTY), "9")
     assert job.finished.returncode == 0, job.finished.output[-3000:]
-    assert ends(job, 0) == undisturbed("mpirun")
+    assert ends(job, 0) == undisturbed(SCRIPT, "mpirun")
 
 
 @pytest.mark.timeout(3 * JOB_SECONDS)
 def test_a_sleeping_rank_under_gloo_is_waited_for(tmp_path: Path) -> None:
     """Horovod 0.28.1's stall check does nothing with Gloo; the stall changes nothing once it ends."""
-    job = train("horovodrun", tmp_path, "nap", ",".join(POINTS), str(FAULTY), "9")
+    job = train(SCRIPT, "horovodrun", tmp_path, "nap", ",".join(POINTS), str(FAULTY), "9")
     assert job.finished.returncode == 0, job.finished.output[-3000:]
     assert job.read("struck"), "nothing was disturbed"
-    assert ends(job, 0) == undisturbed("horovodrun")
+    assert ends(job, 0) == undisturbed(SCRIPT, "horovodrun")
