@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -149,6 +150,22 @@ def load(folder: Path, group: Group, fit: Callable[[Manifest], Any]) -> list[Any
         if report["sha256"] != reports[0]["sha256"]:
             raise CheckpointError(f"rank {rank} reads another checkpoint in {folder} than rank {group.ranks[0]}")
     return [report["fitted"] for report in reports]
+
+
+def what_was_dropped(lost: Sequence[Mapping[str, float]], saved: int) -> str | None:
+    """For the user's eyes; None if nothing was.
+
+    Args:
+        lost: for each rank the squared norms of the "residual" and the "velocity" that it gave up.
+        saved: number of workers whose state it was.
+    """
+    residuals, velocities = (math.sqrt(sum(squares[field] for squares in lost)) for field in ("residual", "velocity"))
+    if not residuals and not velocities:
+        return None
+    return (
+        f"state of {saved} workers dropped for {len(lost)}: residuals of norm {residuals:.6g} and "
+        f"velocities of norm {velocities:.6g} are lost"
+    )
 
 
 def write_shard(

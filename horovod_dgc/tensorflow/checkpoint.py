@@ -98,13 +98,13 @@ def load_checkpoint(
     group = _group(compression, process_set, "call load_checkpoint()")
     found: list[tuple[dict[str, Any], dict[str, np.ndarray]]] = []
 
-    def fit(manifest: files.Manifest) -> dict[str, float]:
+    def fit(manifest: files.Manifest) -> dict[str, Any]:
         _check(manifest.state, compression)
         arrays, lost = _fitted(manifest, compression, group.position, len(group.ranks), drop=resize == "drop")
         found.append((manifest.state, arrays))
-        return lost
+        return {"lost": lost, "saved": manifest.workers}
 
-    lost = files.load(Path(folder), group, fit)
+    reports = files.load(Path(folder), group, fit)
     ((state, arrays),) = found
     for tensor in compression.tensors:
         for field in (field for field in SAVED if getattr(tensor, field) is not None):
@@ -115,13 +115,9 @@ def load_checkpoint(
             tensor.rate.assign(entry["rate"])
     compression.progress.assign([state["exchanges"], state["skipped"], *compression.progress.numpy()[2:]])
     compression._graphs.reduction = state["reduction"]
-    norms = [math.sqrt(sum(report[field] for report in lost)) for field in FIELDS]
-    if any(norms) and group.position == 0:
-        warnings.warn(
-            f"state dropped for {len(group.ranks)} workers: residuals of norm {norms[0]:.6g} and velocities of norm "
-            f"{norms[1]:.6g} are lost",
-            stacklevel=2,
-        )
+    dropped = files.what_was_dropped([report["lost"] for report in reports], reports[0]["saved"])
+    if dropped and group.position == 0:
+        warnings.warn(dropped, stacklevel=2)
     return int(state["exchanges"])
 
 

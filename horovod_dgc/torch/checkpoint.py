@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from pathlib import Path
@@ -104,13 +103,9 @@ def load_checkpoint(
 
     reports = files.load(Path(folder), group, fit)
     puts[0]()
-    lost = [math.sqrt(sum(report["lost"][field] for report in reports)) for field in FIELDS]
-    if any(lost) and group.position == 0:
-        warnings.warn(
-            f"state of {reports[0]['saved']} workers dropped for {len(reports)}: residuals of norm {lost[0]:.6g} and "
-            f"velocities of norm {lost[1]:.6g} are lost",
-            stacklevel=2,
-        )
+    dropped = files.what_was_dropped([report["lost"] for report in reports], reports[0]["saved"])
+    if dropped and group.position == 0:
+        warnings.warn(dropped, stacklevel=2)
     return int(reports[0]["exchanges"])
 
 

@@ -6,12 +6,10 @@ import itertools
 
 import horovod.torch as hvd
 import torch
-from torch import nn
 
 from checks.common import (
     Fed,
     assert_ranks_identical,
-    batch,
     compressed,
     digest,
     small_model,
@@ -157,41 +155,3 @@ def check_a_skipped_step_changes_nothing() -> None:
             # The order of an allreduce's sums depends on what Horovod happens to fuse.
             tolerance = 1e-4 if transport == "allreduce" else 0.0
             assert torch.allclose(disturbed, undisturbed, rtol=0, atol=tolerance), f"{method} {transport} {where}"
-
-
-def check_grad_scaler_skips_everywhere_and_ends_where_it_would_have_ended() -> None:
-    """The loss scale changes and steps overflow on one rank; residuals are in unscaled units."""
-
-    def run(overflows: tuple[int, ...], factor: float) -> tuple[torch.Tensor, float]:
-        model = small_model()
-        model[1].eval()
-        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=4, growth_factor=factor)
-        build = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
-        settings = {"grad_scaler": scaler, "transport": "gather"}
-        optimizer, compression = compressed(DGC(density=0.05), model, build, settings=settings)
-        done = attempt = 0
-        while done < 12:
-            optimizer.zero_grad()
-            images, labels = batch(done)
-            loss = scaler.scale(nn.functional.cross_entropy(model(images), labels))
-            bad = attempt in overflows and hvd.rank() == 0
-            (loss * float("inf") if bad else loss).backward()
-            optimizer.synchronize()
-            scaler.unscale_(optimizer)
-            with optimizer.skip_synchronize():
-                scaler.step(optimizer)
-            before = scaler.get_scale()
-            scaler.update()
-            skipped = scaler.get_scale() < before
-            assert skipped == (attempt in overflows), f"attempt {attempt}: skipped {skipped}"
-            done += not skipped
-            optimizer._synchronized = False
-            attempt += 1
-        assert compression.stats().total.skipped == len(overflows)
-        assert_ranks_identical(model, "GradScaler")
-        return vector(model.parameters()), scaler.get_scale()
-
-    reference, _ = run((), 1.0 + 1e-9)
-    disturbed, scale = run((0, 3, 4, 9), 2.0)
-    assert scale != 2.0**12, "the scale never changed: nothing is shown"
-    assert torch.equal(reference, disturbed)

@@ -26,7 +26,7 @@ class End:
 
 def loss_of(model: nn.Module, step: int, dtype: torch.dtype) -> torch.Tensor:
     images, labels = batch(step % BATCHES)
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
         return nn.functional.cross_entropy(model(images).float(), labels)
 
 
@@ -66,11 +66,12 @@ def train(dtype: torch.dtype, overflows: set[int]) -> End:
     return End(vector(model.parameters()), loss, scales)
 
 
-def check_bfloat16_with_overflows_ends_where_it_would_have_ended() -> None:
-    """The scale is a power of two and bfloat16 has float32's range: to the last bit."""
-    undisturbed, disturbed = train(torch.bfloat16, set()), train(torch.bfloat16, OVERFLOWS)
-    assert len(disturbed.scales) > 3, "the scale hardly changed: nothing is shown"
-    assert torch.equal(undisturbed.parameters, disturbed.parameters)
+def check_float32_and_bfloat16_with_overflows_end_where_they_would_have_ended() -> None:
+    """The scale is a power of two, and bfloat16 has float32's range: to the last bit."""
+    for dtype in (torch.float32, torch.bfloat16):
+        undisturbed, disturbed = train(dtype, set()), train(dtype, OVERFLOWS)
+        assert len(disturbed.scales) > 3, "the scale hardly changed: nothing is shown"
+        assert torch.equal(undisturbed.parameters, disturbed.parameters), f"{dtype}: not where it would have ended"
 
 
 def check_float16_with_overflows_ends_where_it_would_have_ended() -> None:
