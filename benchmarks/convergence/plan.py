@@ -113,11 +113,16 @@ def spread_run(contender: Contender, workers: int, seed: int) -> Run:
     return Run("images", contender, contender.training(spread(workers, seed)))
 
 
-def main_runs() -> Iterator[Run]:
+def _everywhere(listed: dict[str, Contender]) -> Iterator[Run]:
+    """Each contender in each task, one seed after the other."""
     for seed in SEEDS:
-        for contender in MAIN.values():
+        for contender in listed.values():
             for task in TASKS:
                 yield run_of(task, contender, seed)
+
+
+def main_runs() -> Iterator[Run]:
+    return _everywhere(MAIN)
 
 
 def ablation_runs() -> Iterator[Run]:
@@ -128,10 +133,7 @@ def ablation_runs() -> Iterator[Run]:
 
 
 def best_ratio_runs() -> Iterator[Run]:
-    for seed in SEEDS:
-        for contender in BEST_RATIO.values():
-            for task in TASKS:
-                yield run_of(task, contender, seed)
+    return _everywhere(BEST_RATIO)
 
 
 def worker_runs() -> Iterator[Run]:
