@@ -11,7 +11,6 @@ it and when, and the digest of its final state.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -19,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import faulty_worker
 import horovod.torch as hvd
 import torch
 from checks.checkpoints import METHODS, nesterov, restore, steps
@@ -56,7 +56,7 @@ class Trap:
         setattr(owner, name, wrapped)
 
     def strike(self) -> None:
-        (self.folder / "struck").write_text(str(time.time()))
+        faulty_worker.strikes(self.folder)
         if self.fault in SLEEPS:
             time.sleep(SLEEPS[self.fault])
         else:
@@ -68,9 +68,8 @@ def train(folder: Path, traps: list[Trap]) -> None:
     # Sums of gathered payloads have one order; see checks/checkpoints.py.
     optimizer, compression = compressed(METHODS[0], model, nesterov(model), settings={"transport": "gather"})
     first = 0
-    latest = folder / "latest"
-    if latest.exists():
-        saved = folder / latest.read_text()
+    saved = faulty_worker.latest(folder)
+    if saved is not None:
         restore(torch.load(saved / "rest.pt", weights_only=True), model, optimizer)
         first = load_checkpoint(saved / "state", compression)
     print(f"rank {hvd.rank()} begins at step {first}", flush=True)
@@ -79,19 +78,17 @@ def train(folder: Path, traps: list[Trap]) -> None:
             trap.now = step
         steps(model, optimizer, range(step, step + 1))
         if (step + 1) % SAVED_EVERY == 0:
-            save(folder, f"after-{step + 1}", model, optimizer, compression)
+            save(folder / f"after-{step + 1}", model, optimizer, compression)
     end = f"{first} {digest(model.parameters())} {state_digest(compression)}"
     (folder / f"end-{hvd.rank()}").write_text(end)
 
 
-def save(folder: Path, name: str, model: torch.nn.Module, optimizer: torch.optim.Optimizer, compression: Any) -> None:
-    save_checkpoint(folder / name / "state", compression)
+def save(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, compression: Any) -> None:
+    save_checkpoint(folder / "state", compression)
     if hvd.rank() == 0:
         rest = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        torch.save(rest, folder / name / "rest.pt")
-        fresh = folder / "latest.new"
-        fresh.write_text(name)
-        os.replace(fresh, folder / "latest")
+        torch.save(rest, folder / "rest.pt")
+        faulty_worker.publish(folder)
     hvd.barrier()
 
 
@@ -99,19 +96,12 @@ def main() -> None:
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
     hvd.init()
-    (folder / f"pid-{hvd.rank()}").write_text(str(os.getpid()))
     traps = []
     if len(sys.argv) > 2:
         fault, points, rank, step = sys.argv[2:]
         if hvd.rank() == int(rank):
             traps = [Trap(folder, fault, point, int(step) + i) for i, point in enumerate(points.split(","))]
-    try:
-        train(folder, traps)
-    except BaseException as error:
-        struck = float((folder / "struck").read_text())
-        seen = {"error": f"{type(error).__name__}: {error}", "seconds": time.time() - struck}
-        (folder / f"seen-{hvd.rank()}").write_text(json.dumps(seen))
-        raise
+    faulty_worker.run(lambda: train(folder, traps), folder, hvd.rank())
 
 
 main()

@@ -10,14 +10,13 @@ number, the time when it struck, what it saw of it and when, and the digest of i
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import faulty_worker
 import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
@@ -60,7 +59,7 @@ class Trap:
 
     def _strike(self) -> None:
         if self.now == self._number:
-            (self._folder / "struck").write_text(str(time.time()))
+            faulty_worker.strikes(self._folder)
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -72,9 +71,8 @@ def train(folder: Path, traps: list[Trap]) -> None:
     trainer = Trainer(model, DGC(density=0.05, values="int8"), optimizer, settings={"transport": "gather"})
     variables = [*model.variables, *state_of(optimizer)]
     first = 0
-    latest = folder / "latest"
-    if latest.exists():
-        saved = folder / latest.read_text()
+    saved = faulty_worker.latest(folder)
+    if saved is not None:
         for variable, value in zip(variables, np.load(saved / "rest.npz").values()):
             variable.assign(value)
         first = load_checkpoint(saved / "state", trainer.compression)
@@ -84,20 +82,18 @@ def train(folder: Path, traps: list[Trap]) -> None:
             trap.now = number
         trainer.step(batch(number))
         if (number + 1) % SAVED_EVERY == 0:
-            save(folder, f"after-{number + 1}", variables, trainer.compression)
+            save(folder / f"after-{number + 1}", variables, trainer.compression)
     sha = hashlib.sha256(vector(model.variables).tobytes())
     for value in state(trainer.compression).values():
         sha.update(value.tobytes())
     (folder / f"end-{hvd.rank()}").write_text(f"{first} {sha.hexdigest()}")
 
 
-def save(folder: Path, name: str, variables: list[Any], compression: Any) -> None:
-    save_checkpoint(folder / name / "state", compression)
+def save(folder: Path, variables: list[Any], compression: Any) -> None:
+    save_checkpoint(folder / "state", compression)
     if hvd.rank() == 0:
-        np.savez(folder / name / "rest.npz", *(variable.numpy() for variable in variables))
-        fresh = folder / "latest.new"
-        fresh.write_text(name)
-        os.replace(fresh, folder / "latest")
+        np.savez(folder / "rest.npz", *(variable.numpy() for variable in variables))
+        faulty_worker.publish(folder)
     hvd.allreduce(tf.zeros(1), name="saved")
 
 
@@ -106,7 +102,6 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(2)
     hvd.init()
-    (folder / f"pid-{hvd.rank()}").write_text(str(os.getpid()))
     traps = []
     if len(sys.argv) > 2:
         _, point, rank, number = sys.argv[2:]
@@ -114,13 +109,7 @@ def main() -> None:
             holder = "hvd" if point == "gather" else "library"
             traps = [Trap(getattr(step, holder), POINTS[point], folder, int(number))]
             setattr(step, holder, traps[0])
-    try:
-        train(folder, traps)
-    except BaseException as error:
-        struck = float((folder / "struck").read_text())
-        seen = {"error": f"{type(error).__name__}: {error}", "seconds": time.time() - struck}
-        (folder / f"seen-{hvd.rank()}").write_text(json.dumps(seen))
-        raise
+    faulty_worker.run(lambda: train(folder, traps), folder, hvd.rank())
 
 
 main()

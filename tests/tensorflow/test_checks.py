@@ -21,7 +21,8 @@ if importlib.metadata.version("keras").startswith("3"):
     CASES += [(LEGACY, *case) for case in grid(HERE, ("dense", "fitting"), (("horovodrun", 2),))]
 else:
     # What depends on Keras or on how TensorFlow traces; methods and loss scales of a tape do not.
-    CASES = [((), *case) for case in grid(HERE, ("dense", "elastic", "invariants", "models", "refusals"), (MPI,))]
+    MODULES = ("checkpoints", "dense", "elastic", "invariants", "models", "refusals")
+    CASES = [((), *case) for case in grid(HERE, MODULES, (MPI,))]
     CASES += [((), *case) for case in grid(HERE, ("fitting",), (GLOO,))]
 
 
