@@ -15,6 +15,7 @@ class TensorStats:
         skipped: exchanges abandoned because a gradient held NaN or Inf on some worker.
         sent: bytes that this worker handed to Horovod's collectives as gradients.
         control: bytes handed over besides: the factor of each gathered tensor and the NaN flag.
+        inside: bytes handed over to ranks of the same node, uncompressed, with the hierarchical transport.
         dense: bytes that uncompressed Horovod would have been handed.
         nonzero, elements: coordinates sent with a value other than zero, and coordinates in all.
         overflow: coordinates that a method's rule would have sent, but that found no room in a payload of fixed length
@@ -28,6 +29,7 @@ class TensorStats:
     skipped: int = 0
     sent: int = 0
     control: int = 0
+    inside: int = 0
     dense: int = 0
     nonzero: int = 0
     elements: int = 0
@@ -39,7 +41,10 @@ class TensorStats:
 
     @property
     def ratio(self) -> float:
-        """Dense bytes over bytes sent, gradients and control together; NaN before the first step."""
+        """Dense bytes over bytes sent, gradients and control together; NaN before the first step.
+
+        With the hierarchical transport it is about what goes from node to node: bytes sent inside do not count.
+        """
         total = self.sent + self.control
         return self.dense / total if total else math.nan
 

@@ -132,14 +132,13 @@ def _group(compression: Compression, process_set: Any, expected: str) -> files.G
 
 
 def _header(compression: Compression) -> dict[str, Any]:
-    return {"framework": "tensorflow", "method": compression._graphs.method.configuration()}
+    graphs = compression._graphs
+    return {"framework": "tensorflow", "method": graphs.method.configuration(), "local_size": graphs.local_size}
 
 
 def _expected(tensor: Tensor) -> dict[str, Any]:
     """What a checkpoint must say of this variable, but for its rate and steps."""
-    saved = {field: getattr(tensor, field) for field in SAVED}
-    sizes = {field: None if variable is None else int(variable.shape[0]) for field, variable in saved.items()}
-    return {"shape": list(tensor.variable.shape), **sizes}
+    return {"shape": list(tensor.variable.shape), **{field: getattr(tensor, field) is not None for field in SAVED}}
 
 
 def _check(state: Mapping[str, Any], compression: Compression) -> None:
@@ -190,10 +189,8 @@ def _fitted(
         return array
 
     for tensor in compression.tensors:
-        for field, size in ((field, _expected(tensor)[field]) for field in SAVED):
-            key = f"{field}:{tensor.position}"
-            if size is None:
-                continue
+        for field in (field for field in SAVED if getattr(tensor, field) is not None):
+            key, size = f"{field}:{tensor.position}", int(getattr(tensor, field).shape[0])
             if field == "memory":
                 kept = workers == saved and not alone
                 arrays[key] = read(position, key, size) if kept else np.zeros(size, np.float32)

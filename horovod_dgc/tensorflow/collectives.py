@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -15,6 +16,15 @@ from horovod_dgc import agreement
 # How names of collectives begin. Horovod's elastic.run tells a job that has broken down by "HorovodAllreduce" or
 # "HorovodAllgather" in the error of a graph, which holds the name of the node.
 ALLREDUCE, ALLGATHER = "HorovodAllreduce_horovod_dgc", "HorovodAllgather_horovod_dgc"
+REDUCESCATTER = "HorovodReducescatter_horovod_dgc"
+
+
+@dataclass(frozen=True)
+class Members:
+    """Ranks that exchange with one another."""
+
+    process_set: Any
+    workers: int
 
 
 def gather_bytes(

@@ -12,12 +12,13 @@ import tensorflow as tf
 
 import horovod_dgc
 from horovod_dgc import _checks, agreement
+from horovod_dgc.hierarchy import Hierarchy, hierarchy
 from horovod_dgc.methods.base import Method, checked
 from horovod_dgc.resize import Reduction
 from horovod_dgc.stats import Stats, TensorStats
 from horovod_dgc.tensorflow import callers
 from horovod_dgc.tensorflow.callers import Call
-from horovod_dgc.tensorflow.collectives import gather_bytes
+from horovod_dgc.tensorflow.collectives import Members, gather_bytes
 from horovod_dgc.tensorflow.moments import SecondMoments
 from horovod_dgc.tensorflow.step import Exchange, Step
 from horovod_dgc.tensorflow.takeover import KERAS_3, Takeover, is_optimizer, loss_scale, raw
@@ -53,6 +54,10 @@ class Compression(tf.Module):  # type: ignore[misc]
             the squares of each step's gradient, which counts as one sample.
         transport: "auto" picks for each variable the cheaper of gathered payloads and a dense allreduce of the
             masked gradient; "gather" and "allreduce" force one.
+        hierarchical: average gradients inside a node, uncompressed, and let each of its ranks compress and keep the
+            state of its own rows of each variable, so that a node sends what one rank sends otherwise. True for
+            Horovod's nodes, or the number of consecutive ranks that count as one. Start Horovod with
+            ``hvd.init(process_sets="dynamic")``.
         agreement_timeout: seconds that the first trace waits for all ranks to compare configurations, > 0.
         check_sync: every so many exchanges, the first one included, compare digests of all variables across ranks
             before anything is applied, and fail with the same InvalidArgumentError on all if they differ; 0 for never.
@@ -71,6 +76,7 @@ class Compression(tf.Module):  # type: ignore[misc]
         *,
         second_moments: SecondMoments | None = None,
         transport: str = "auto",
+        hierarchical: bool | int = False,
         agreement_timeout: float = 600.0,
         check_sync: int = 0,
     ) -> None:
@@ -84,14 +90,21 @@ class Compression(tf.Module):  # type: ignore[misc]
             raise ValueError(f"optimizer must be a Keras or tf.compat.v1.train optimizer, got {optimizer!r}")
         if second_moments is not None and not isinstance(second_moments, SecondMoments):
             raise ValueError(f"second_moments must be a SecondMoments or None, got {second_moments!r}")
+        nodes = None
+        if hierarchical is not False:
+            nodes = hierarchy(hierarchical, rank=hvd.rank(), workers=hvd.size(), local_size=hvd.local_size())
+            if second_moments is not None:
+                raise ValueError("second_moments are those of single workers: they do not go with hierarchical")
         super().__init__(name="compression")
         given = list(variables)
         names = _name(given)
         takeover = Takeover(optimizer, wanted=method.corrects_momentum)
         tensors = []
         for position, (name, variable) in enumerate(names.items()):
-            plan = method.plan(variable.shape, outputs="last")
-            tensors.append(Tensor(position, name, variable, plan, takeover.momentum and plan.momentum == "local"))
+            part = None if nodes is None else nodes.part(variable.shape, "last")
+            plan = method.plan(variable.shape if part is None else part.shape, outputs="last")
+            corrected = takeover.momentum and plan.momentum == "local"
+            tensors.append(Tensor(position, name, variable, plan, corrected, part))
         takeover.attach(tensors, {i: [known, raw(known)] for i, known in enumerate(given)})
         self.tensors = tensors
         with tf.device("CPU:0"):
@@ -106,6 +119,7 @@ class Compression(tf.Module):  # type: ignore[misc]
             transport=forced(transport),
             timeout=_checks.in_range("agreement_timeout", agreement_timeout, 0, math.inf, low_open=True),
             check_sync=_checks.whole_number("check_sync", check_sync, 0),
+            hierarchy=nodes,
         )
 
     def compress(self, tensor: tf.Tensor) -> tuple[tf.Tensor, Exchange | None]:
@@ -156,8 +170,12 @@ class Graphs:
         transport: Transport | None,
         timeout: float,
         check_sync: int,
+        hierarchy: Hierarchy | None,
     ) -> None:
         self.method = method
+        self.hierarchy = hierarchy
+        # Process sets of Horovod, made before the first step, where all ranks are.
+        self._nodes: tuple[Members, Members] | None = None
         self._optimizer = optimizer
         self._takeover = takeover
         self._by_variable = {id(tensor.variable): tensor for tensor in tensors}
@@ -205,6 +223,8 @@ class Graphs:
             with tf.init_scope():
                 self.follow()
             self._agree(call, exchanged)
+            with tf.init_scope():
+                self._form_nodes(call)
             self._agreed.add(key)
         with tf.init_scope():
             self._takeover.activate(call.workers if call.op == hvd.Sum else 1)
@@ -230,7 +250,21 @@ class Graphs:
                 starts=list(starts),
                 model=self._model,
                 check_sync=self._check_sync,
+                nodes=self._nodes,
             )
+
+    @property
+    def local_size(self) -> int:
+        """Number of ranks that a variable's state is spread over."""
+        return 1 if self.hierarchy is None else self.hierarchy.local_size
+
+    def _form_nodes(self, call: Call) -> None:
+        if self.hierarchy is None or self._nodes is not None:
+            return
+        if call.process_set.process_set_id != hvd.global_process_set.process_set_id:
+            raise ValueError("hierarchical takes all ranks: it does not go with a process_set")
+        inside, across = self.hierarchy.process_sets()
+        self._nodes = Members(inside, self.local_size), Members(across, self.hierarchy.nodes)
 
     def _exchanged(self, call: Call) -> dict[int, Tensor]:
         """Tensor of each gradient of the call that is to be exchanged, by the gradient's position."""
@@ -255,6 +289,8 @@ class Graphs:
             f"transport {self._transport or 'auto'}, Keras {3 if KERAS_3 else 2}, check_sync {self._check_sync}",
             f"optimizer {type(self._takeover.optimizer).__name__}, momentum corrected: {self._takeover.momentum}",
         ]
+        if self.hierarchy is not None:
+            lines.append(f"hierarchical, {self.local_size} ranks a node")
         # By position: names follow counters of layers, which may differ.
         lines += [
             f"variable {tensor.position} {tuple(tensor.variable.shape)} {tensor.variable.dtype.name}"
@@ -272,7 +308,7 @@ class Graphs:
 def _total(parts: list[TensorStats], steps: int, skipped: int, wait: int) -> TensorStats:
     total = TensorStats(steps=steps, skipped=skipped, wait=wait / 1e9, control=FLAG_NBYTES * (steps + skipped))
     for part in parts:
-        for name in ("sent", "control", "dense", "nonzero", "elements", "encode", "decode"):
+        for name in ("sent", "control", "inside", "dense", "nonzero", "elements", "encode", "decode"):
             setattr(total, name, getattr(total, name) + getattr(part, name))
     total.residual_norm = math.sqrt(sum(part.residual_norm**2 for part in parts))
     return total

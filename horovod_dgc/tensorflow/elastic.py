@@ -48,12 +48,14 @@ class TensorFlowState(ObjectState):  # type: ignore[misc]
         objects: by name; rank 0's are everybody's.
 
     Raises:
-        ValueError: ``compression`` is not a Compression.
+        ValueError: ``compression`` is not a Compression, or is hierarchical.
     """
 
     def __init__(self, variables: Sequence[Any], *, compression: Compression, **objects: Any) -> None:
         if not isinstance(compression, Compression):
             raise ValueError(f"compression must be a Compression of horovod_dgc.tensorflow, got {compression!r}")
+        if compression._graphs.hierarchy is not None:
+            raise ValueError("hierarchical does not go with elastic jobs, whose nodes may come and go in part")
         self.compression = compression
         self._variables = [raw(variable) for variable in variables]
         self._membership = Membership()

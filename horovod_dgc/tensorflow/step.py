@@ -13,7 +13,7 @@ from horovod_dgc import transport
 from horovod_dgc.methods.base import Method, Plan, clip_limit
 from horovod_dgc.tensorflow import sync
 from horovod_dgc.tensorflow.callers import Call
-from horovod_dgc.tensorflow.collectives import ALLGATHER, ALLREDUCE
+from horovod_dgc.tensorflow.collectives import ALLGATHER, ALLREDUCE, REDUCESCATTER, Members
 from horovod_dgc.tensorflow.moments import SecondMoments
 from horovod_dgc.tensorflow.operations import library
 from horovod_dgc.tensorflow.takeover import Hyperparameters
@@ -27,19 +27,24 @@ PAYLOADS, DENSE, SUM_OF_FLOAT32, SUM_OF_FLOAT16 = range(4)
 class Exchange:
     """One variable's operations in one traced step, which Horovod carries from ``compress`` to ``decompress``.
 
+    Args:
+        values: the gradient, or this rank's part of the node's mean gradient, in a dtype that the core reads.
+        members: those who exchange it with one another.
+
     Attributes:
         contribution: what the variable adds to what this worker's variables have to agree upon, once it is open; None
             if that is nothing.
     """
 
-    def __init__(self, step: Step, tensor: Tensor, gradient: tf.Tensor) -> None:
+    def __init__(self, step: Step, tensor: Tensor, gradient: tf.Tensor, values: tf.Tensor, members: Members) -> None:
         self._step = step
         self._tensor = tensor
         self._gradient = gradient
-        # The core reads no float64; what is sent of it has float32 precision at best.
-        self._values = tf.cast(gradient, tf.float32) if gradient.dtype == tf.float64 else gradient
-        self._plans = [step.method.plan(tensor.variable.shape, start, "last") for start in step.starts]
-        self._messages = [_message(plan, step.transport, step.call.workers) for plan in self._plans]
+        self._values = values
+        self._members = members
+        plans = [step.method.plan(tensor.shape, start, "last") for start in step.starts]
+        self._plans = plans if members.workers > 1 else [plan.whole() for plan in plans]
+        self._messages = [_message(plan, step.transport, members.workers) for plan in self._plans]
         codecs = [plan.codec for plan in self._plans]
         self.codec = codecs[0]
         self.contribution: tf.Tensor | None = None
@@ -47,16 +52,13 @@ class Exchange:
             "codecs": [codec.description for codec in codecs],
             "seed": step.method.seed,
             "number": tensor.position,
-            "rank": step.call.process_set.rank(),
+            "rank": members.process_set.rank(),
         }
         used = set(self._messages)
         # Horovod's own allreduce can take what is summed in one and the same way in all stages, unless its sign is
         # wanted, which takes no account of the factors that the allreduce puts in.
-        self.carried = len(used) == 1 and PAYLOADS not in used and not step.call.grouped and not self.codec.votes
-
-    def sum_squares(self) -> tf.Tensor:
-        """Squared norm of the gradient as it came, a float64 scalar."""
-        return library.horovod_dgc_sum_squares(self._values)
+        summed = len(used) == 1 and PAYLOADS not in used and not step.call.grouped
+        self.carried = summed and tensor.part is None and not self.codec.votes
 
     def open(self, unscale: tf.Tensor, hyperparameters: Hyperparameters) -> None:
         """Agree with the other workers upon what the codec has to know beforehand, if it has."""
@@ -90,7 +92,7 @@ class Exchange:
                 op=hvd.Max if reduction == "maximum" else hvd.Sum,
                 name=f"{ALLREDUCE}_opening_{self._step.ordinal}_{self._tensor.position}",
                 ignore_name_scope=True,
-                process_set=self._step.call.process_set,
+                process_set=self._members.process_set,
             )
 
     def start(self, settled: tf.Tensor | None) -> None:
@@ -139,10 +141,12 @@ class Exchange:
             masking=self._plans[0].masking,
             messages=self._messages,
             carried=self.carried,
-            workers=self._step.call.workers,
+            workers=self._members.workers,
             **self._coding,
         )
-        return tf.cast(result, self._gradient.dtype)
+        if self._tensor.part is not None:
+            result = self._step.gather_parts(self._tensor, result)
+        return tf.cast(tf.reshape(result, self._gradient.shape), self._gradient.dtype)
 
     def _second_moments(self, unscale: tf.Tensor) -> tf.Tensor:
         """The gradient's, in unscaled units, where the codec wants them and they are known; else without elements."""
@@ -165,7 +169,7 @@ class Exchange:
     def _exchange(self, message: int) -> tf.Tensor:
         kind = ALLGATHER if message == PAYLOADS else ALLREDUCE
         name = f"{kind}_{message}_{self._step.ordinal}_{self._tensor.position}"
-        options = {"name": name, "ignore_name_scope": True, "process_set": self._step.call.process_set}
+        options = {"name": name, "ignore_name_scope": True, "process_set": self._members.process_set}
         if message == PAYLOADS:
             return hvd.allgather(self.payload, **options)
         return _bytes(hvd.allreduce(self._summand(message), op=hvd.Sum, **options))
@@ -216,6 +220,7 @@ class Step:
         starts: first step of each stage of the method's schedule.
         model: all tensors of the model, in its order.
         check_sync: every so many exchanges compare their variables across ranks; 0 for never.
+        nodes: the ranks of this rank's node, and those of its place on all nodes; None where all exchange with all.
     """
 
     def __init__(
@@ -236,6 +241,7 @@ class Step:
         starts: list[int],
         model: list[Tensor],
         check_sync: int,
+        nodes: tuple[Members, Members] | None,
     ) -> None:
         self.method = method
         self.call = call
@@ -247,12 +253,24 @@ class Step:
         self.ordinal = ordinal
         self.one = one
         self.starts = starts
-        self.exchanges = {
-            position: Exchange(self, tensor, call.gradients[position]) for position, tensor in exchanged.items()
+        self._nodes = nodes
+        # The core reads no float64; what is sent of it has float32 precision at best.
+        values = {
+            position: tf.cast(gradient, tf.float32) if gradient.dtype == tf.float64 else gradient
+            for position, gradient in ((position, call.gradients[position]) for position in exchanged)
         }
-        exchanges = list(self.exchanges.values())
-        for exchange, unscale in zip(exchanges, self._unscales(exchanges)):
+        unscales = dict(zip(values, self._unscales(list(values.values()))))
+        everyone = Members(call.process_set, call.workers)
+        self.exchanges = {}
+        for position, tensor in exchanged.items():
+            members, own, unscale = everyone, values[position], unscales[position]
+            if tensor.part is not None:
+                assert nodes is not None
+                members, own, unscale = nodes[1], self._scatter_parts(tensor, own, unscale), tf.ones((), tf.float64)
+            exchange = Exchange(self, tensor, call.gradients[position], own, members)
             exchange.open(unscale, hyperparameters)
+            self.exchanges[position] = exchange
+        exchanges = list(self.exchanges.values())
         settled = _settled(exchanges)
         for exchange in exchanges:
             exchange.start(settled)
@@ -273,16 +291,36 @@ class Step:
         with tf.control_dependencies(awaited):
             self.skipped = library.horovod_dgc_conclude(nonfinite, applied, progress.handle)
 
-    def _unscales(self, exchanges: list[Exchange]) -> list[Any]:
+    def gather_parts(self, tensor: Tensor, part: tf.Tensor) -> tf.Tensor:
+        """The parts of all ranks of this node, one after another."""
+        assert self._nodes is not None
+        name = f"{ALLGATHER}_node_{self.ordinal}_{tensor.position}"
+        return hvd.allgather(part, name=name, ignore_name_scope=True, process_set=self._nodes[0].process_set)
+
+    def _scatter_parts(self, tensor: Tensor, values: tf.Tensor, unscale: Any) -> tf.Tensor:
+        """This rank's part of the mean over the ranks of this node of ``unscale`` times the gradient, in float32."""
+        assert self._nodes is not None and tensor.part is not None
+        # Sums over a node's workers have more bits than a half has.
+        rows = tf.reshape(tf.cast(values, tf.float32), [-1, tensor.part.shape[1]]) * tf.cast(unscale, tf.float32)
+        part = hvd.reducescatter(
+            rows,
+            op=hvd.Average,
+            name=f"{REDUCESCATTER}_{self.ordinal}_{tensor.position}",
+            ignore_name_scope=True,
+            process_set=self._nodes[0].process_set,
+        )
+        return tf.ensure_shape(part, tensor.part.shape)
+
+    def _unscales(self, gradients: list[tf.Tensor]) -> list[Any]:
         """Factor of each gradient: inverse loss scale, and local clipping where the method asks for it."""
         inverse = 1.0 / self.loss_scale
         limit = self.method.clip_norm
         if limit is None:
-            return [inverse] * len(exchanges)
-        squares = [exchange.sum_squares() for exchange in exchanges]
+            return [inverse] * len(gradients)
+        squares = [library.horovod_dgc_sum_squares(gradient) for gradient in gradients]
         if self.method.clip_scope == "tensor":
             return [inverse * self._clip(tf.sqrt(square) * inverse, limit) for square in squares]
-        return [self._clip(tf.sqrt(tf.add_n(squares)) * inverse, limit) * inverse] * len(exchanges)
+        return [self._clip(tf.sqrt(tf.add_n(squares)) * inverse, limit) * inverse] * len(gradients)
 
     def _clip(self, norm: tf.Tensor, clip_norm: float) -> tf.Tensor:
         """:func:`horovod_dgc.methods.base.clip_factor` in operations."""

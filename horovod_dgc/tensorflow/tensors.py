@@ -7,9 +7,11 @@ from typing import Any
 
 import tensorflow as tf
 
+from horovod_dgc.hierarchy import Part
 from horovod_dgc.methods.base import Plan
 from horovod_dgc.stats import TensorStats
 from horovod_dgc.tensorflow.operations import library
+from horovod_dgc.transport import FLOAT32_NBYTES
 
 # Columns of `counts`, as csrc/tensorflow numbers them; row 0 holds totals, row 1 the latest step.
 STEPS, SKIPPED, SENT, CONTROL, DENSE, NONZERO, OVERFLOW, ENCODE, DECODE = range(9)
@@ -18,7 +20,12 @@ STEPS, SKIPPED, SENT, CONTROL, DENSE, NONZERO, OVERFLOW, ENCODE, DECODE = range(
 class Tensor(tf.Module):  # type: ignore[misc]
     """A model variable with what compression keeps of it on this worker; all of it goes into checkpoints.
 
+    Args:
+        plan: of the variable, or of the part.
+        part: what this rank keeps the state of, where a node's ranks share the variable among them.
+
     Attributes:
+        shape, numel: of the variable, or of the part.
         residual: float32 (numel,): accumulated gradient that has not been sent; None for a method that keeps nothing.
         velocity: float32 (numel,) with momentum correction, else None.
         rate: float32 (): learning rate in whose units the velocity stands; 0 before the first step. None without
@@ -27,12 +34,23 @@ class Tensor(tf.Module):  # type: ignore[misc]
         counts: int64 (2, 9).
     """
 
-    def __init__(self, position: int, name: str, variable: tf.Variable, plan: Plan, corrected: bool) -> None:
+    def __init__(
+        self,
+        position: int,
+        name: str,
+        variable: tf.Variable,
+        plan: Plan,
+        corrected: bool,
+        part: Part | None = None,
+    ) -> None:
         super().__init__(name=f"tensor_{position}")
         self.position = position
         self.label = name
         self._model_variable = _Untracked(variable)
-        self.numel = math.prod(variable.shape)
+        self._whole = math.prod(variable.shape)
+        self.part = part
+        self.shape: tuple[int, ...] = tuple(variable.shape) if part is None else part.shape
+        self.numel = math.prod(self.shape)
         with tf.device("CPU:0"):
             self.residual = _zeros(self.numel, "residual") if plan.residual else None
             self.memory = _zeros(plan.codec.memory, "memory") if plan.codec.memory else None
@@ -78,16 +96,39 @@ class Tensor(tf.Module):  # type: ignore[misc]
         """Go on from a Keras optimizer's momentum, minus the learning rate times the sum of ``workers`` velocities."""
         assert self.velocity is not None and self.rate is not None
         if rate > 0:
-            self.velocity.assign(tf.reshape(tf.cast(buffer, tf.float32), [-1]) / (-rate * workers))
+            flat = tf.reshape(tf.cast(buffer, tf.float32), [-1])
+            own = flat if self.part is None else flat[self.part.start : self.part.stop]
+            self.velocity.assign(own / (-rate * workers))
             self.rate.assign(rate)
         buffer.assign(tf.zeros_like(buffer))
 
     def measured(self) -> tuple[TensorStats, TensorStats]:
         """Counts in total, with the residual's norm as it stands, and of the latest step."""
-        total, last = (_stats(row, self.numel) for row in self.counts.numpy())
+        total, last = (self._stats(row) for row in self.counts.numpy())
         if self.residual is not None:
             total.residual_norm = math.sqrt(float(library.horovod_dgc_sum_squares(self.residual)))
         return total, last
+
+    def _stats(self, row: Any) -> TensorStats:
+        counts = [int(value) for value in row]
+        steps, skipped, dense, inside = counts[STEPS], counts[SKIPPED], counts[DENSE], 0
+        if self.part is not None:
+            # The operations see the part alone, in float32.
+            inside = FLOAT32_NBYTES * (self._whole + self.numel) * (steps + skipped)
+            dense = self._whole * self.variable.dtype.size * (steps + skipped)
+        return TensorStats(
+            steps=steps,
+            skipped=skipped,
+            sent=counts[SENT],
+            control=counts[CONTROL],
+            inside=inside,
+            dense=dense,
+            nonzero=counts[NONZERO],
+            elements=steps * self.numel,
+            overflow=counts[OVERFLOW],
+            encode=counts[ENCODE] / 1e9,
+            decode=counts[DECODE] / 1e9,
+        )
 
 
 class _Untracked:
@@ -99,19 +140,3 @@ class _Untracked:
 
 def _zeros(count: int, name: str) -> tf.Variable:
     return tf.Variable(tf.zeros(count), trainable=False, name=name)
-
-
-def _stats(row: Any, numel: int) -> TensorStats:
-    counts = [int(value) for value in row]
-    return TensorStats(
-        steps=counts[STEPS],
-        skipped=counts[SKIPPED],
-        sent=counts[SENT],
-        control=counts[CONTROL],
-        dense=counts[DENSE],
-        nonzero=counts[NONZERO],
-        elements=counts[STEPS] * numel,
-        overflow=counts[OVERFLOW],
-        encode=counts[ENCODE] / 1e9,
-        decode=counts[DECODE] / 1e9,
-    )

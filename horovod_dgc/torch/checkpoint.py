@@ -13,7 +13,6 @@ import torch
 
 from horovod_dgc import _checks, agreement, resize
 from horovod_dgc import checkpoint as files
-from horovod_dgc.methods.base import Method
 from horovod_dgc.torch import state as states
 from horovod_dgc.torch.collectives import gather_bytes
 from horovod_dgc.torch.compression import Compression
@@ -97,7 +96,7 @@ def load_checkpoint(
     puts = []
 
     def fit(manifest: files.Manifest) -> dict[str, Any]:
-        state, lost = _read(manifest, compression.method, group.position, len(group.ranks), drop=resize == "drop")
+        state, lost = _read(manifest, compression, group.position, len(group.ranks), drop=resize == "drop")
         puts.append(compression._prepare_load(state, process_set))
         return {"lost": lost, "saved": manifest.workers, "exchanges": state["exchanges"]}
 
@@ -119,21 +118,26 @@ def _group(compression: Compression, process_set: Any, expected: str) -> files.G
 
 
 def _read(
-    manifest: files.Manifest, method: Method, position: int, workers: int, *, drop: bool
+    manifest: files.Manifest, compression: Compression, position: int, workers: int, *, drop: bool
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """The state for one rank, and the squared norms of what it leaves out."""
     state = {**manifest.state, "rank": position, "workers": workers}
-    states.check_header(state, method)
+    states.check_header(state, compression.method, compression._local_size)
     saved = manifest.workers
     sources = resize.sources(position, workers, saved)
-    shards = {source: files.Shard(manifest, source) for source in {*sources, 0}}
+    # The first rank that has the same part of each tensor.
+    first = position % compression._local_size
+    shards = {source: files.Shard(manifest, source) for source in {*sources, first}}
+    shapes = {tensor.name: tensor.shape for tensor in compression._tensors}
     factor = resize.factor(state["reduction"], workers, saved)
     dropping, alone = drop and workers != saved, hvd.size() == 1
     lost = dict.fromkeys(FIELDS, 0.0)
     tensors = {}
     for name, entry in state["tensors"].items():
         tensors[name] = dict(entry)
-        aggregated = method.plan(entry["shape"], state["exchanges"]).momentum == "aggregated"
+        # Another model's tensors are found out when the state is put in place.
+        shape = shapes.get(name, entry["shape"])
+        aggregated = compression.method.plan(entry["shape"], state["exchanges"]).momentum == "aggregated"
         if entry["memory"] is not None:
             kept = workers == saved and not alone
             tensors[name]["memory"] = torch.from_numpy(shards[position].array(f"memory:{name}")) if kept else None
@@ -144,10 +148,10 @@ def _read(
             if dropping and (alone or not common):
                 lost[field] += sum(float(np.square(array, dtype=np.float64).sum()) for array in arrays)
                 # A worker alone holds no state: its optimizer runs as it is.
-                tensors[name][field] = None if alone else torch.zeros(entry["shape"])
+                tensors[name][field] = None if alone else torch.zeros(shape)
             elif common:
-                tensors[name][field] = torch.from_numpy(shards[0].array(key))
+                tensors[name][field] = torch.from_numpy(shards[first].array(key))
             else:
                 merged = resize.merged(arrays, factor)
-                tensors[name][field] = torch.zeros(entry["shape"]) if merged is None else torch.from_numpy(merged)
+                tensors[name][field] = torch.zeros(shape) if merged is None else torch.from_numpy(merged)
     return {**state, "tensors": tensors}, lost

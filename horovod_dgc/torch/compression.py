@@ -14,13 +14,15 @@ import torch
 
 import horovod_dgc
 from horovod_dgc import _checks, agreement, sync
+from horovod_dgc.hierarchy import Hierarchy, Part, hierarchy
 from horovod_dgc.methods.base import Method, Plan, checked
 from horovod_dgc.stats import Stats, TensorStats
 from horovod_dgc.torch import state as states
 from horovod_dgc.torch.backends import Backend, TorchBackend, backend_for
 from horovod_dgc.torch.collectives import gather_bytes
-from horovod_dgc.torch.exchange import Exchange
+from horovod_dgc.torch.exchange import Exchange, Members
 from horovod_dgc.torch.moments import SecondMoments
+from horovod_dgc.torch.node_exchange import NodeExchange
 from horovod_dgc.torch.state import Loaded
 from horovod_dgc.torch.step import Step
 from horovod_dgc.torch.takeover import Takeover
@@ -54,6 +56,10 @@ class Compression:
             the squares of each step's gradient, which counts as one sample.
         transport: "auto" picks for each tensor the cheaper of gathered payloads and a dense allreduce
             of the masked tensor; "gather" and "allreduce" force one.
+        hierarchical: average gradients inside a node, uncompressed, and let each of its ranks compress and keep the
+            state of its own rows of each tensor, so that a node sends what one rank sends otherwise. True for
+            Horovod's nodes, or the number of consecutive ranks that count as one. Start Horovod with
+            ``hvd.init(process_sets="dynamic")``.
         backend: "auto" uses the C++ core for host memory and plain torch for other devices; "torch" forces
             plain torch.
         agreement_timeout: seconds that the first step waits for all ranks to compare configurations, > 0.
@@ -74,6 +80,7 @@ class Compression:
         grad_scaler: Any = None,
         second_moments: SecondMoments | None = None,
         transport: str = "auto",
+        hierarchical: bool | int = False,
         backend: str = "auto",
         agreement_timeout: float = 600.0,
         check_sync: int = 0,
@@ -92,13 +99,20 @@ class Compression:
         self._plain_torch = _checks.one_of("backend", backend, ("auto", "torch")) == "torch"
         self._timeout = _checks.in_range("agreement_timeout", agreement_timeout, 0, math.inf, low_open=True)
         self._check_sync = _checks.whole_number("check_sync", check_sync, 0)
+        self._hierarchy = None
+        if hierarchical is not False:
+            self._hierarchy = hierarchy(hierarchical, rank=hvd.rank(), workers=hvd.size(), local_size=hvd.local_size())
+            if second_moments is not None:
+                raise ValueError("second_moments are those of single workers: they do not go with hierarchical")
+        # Process sets of Horovod, made at the first exchange, where all ranks are.
+        self._nodes: tuple[Members, Members] | None = None
         names = _name(optimizer, named_parameters)
         for parameter in names.values():
             method.plan(parameter.shape)
         everything = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         numbers = {id(parameter): number for number, parameter in enumerate(everything)}
         self._tensors = [
-            Tensor(numbers[id(parameter)], name, parameter, self._backend(parameter))
+            Tensor(numbers[id(parameter)], name, parameter, self._backend(parameter), self._part(parameter))
             for name, parameter in sorted(names.items())
         ]
         self._model_order = list(names)
@@ -121,7 +135,7 @@ class Compression:
         self._totals = TensorStats()
         self._last = TensorStats()
 
-    def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Exchange]:
+    def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Exchange | NodeExchange]:
         """Called by Horovod with a parameter's gradient: start its exchange.
 
         Returns:
@@ -139,7 +153,7 @@ class Compression:
         exchange = self._step.submit(entry, tensor)
         return exchange.message, exchange
 
-    def decompress(self, output: torch.Tensor, ctx: Exchange | None) -> torch.Tensor:
+    def decompress(self, output: torch.Tensor, ctx: Exchange | NodeExchange | None) -> torch.Tensor:
         """Called by Horovod with the reduced tensor: finish the exchange and return the gradient to apply."""
         if ctx is None:
             owner, _ = self._calling_optimizer()
@@ -154,6 +168,7 @@ class Compression:
         if not step.sealed:
             wait += step.seal()
             self._conclude(step)
+            wait += step.land(*self._counts(step))
         gradient = ctx.finish(output, wait, *self._counts(step))
         step.leave()
         return gradient
@@ -186,6 +201,7 @@ class Compression:
             self.method,
             rank=process_set.rank(),
             workers=process_set.size(),
+            local_size=self._local_size,
             reduction=self._reduction,
             exchanges=self._exchanges,
         )
@@ -203,13 +219,14 @@ class Compression:
 
         Raises:
             ValueError: another version, method, rank, number of workers or set of parameters, other shapes or dtypes,
-                values that are not finite, or residuals for a job of one worker; nothing has changed.
+                values that are not finite, residuals for a job of one worker, or another ``hierarchical``; nothing has
+                changed.
         """
         self._prepare_load(state, process_set)()
 
     def _prepare_load(self, state: Mapping[str, Any], process_set: Any) -> Callable[[], None]:
         """Check a state in full, and return what puts it in place and cannot fail."""
-        states.check_header(state, self.method)
+        states.check_header(state, self.method, self._local_size)
         loaded = states.check_tensors(state, self._tensors, self._plans(state["exchanges"]), momentum=self._momentum)
         process_set = self._members(process_set)
         place = (process_set.rank(), process_set.size())
@@ -253,7 +270,12 @@ class Compression:
 
     def _plans(self, exchanges: int) -> list[Plan]:
         """Of all tensors, in exchange number ``exchanges``."""
-        return [self.method.plan(tensor.parameter.shape, exchanges) for tensor in self._tensors]
+        return [self.method.plan(tensor.shape, exchanges) for tensor in self._tensors]
+
+    @property
+    def _local_size(self) -> int:
+        """Number of ranks that a tensor's state is spread over."""
+        return 1 if self._hierarchy is None else self._hierarchy.local_size
 
     def _members(self, process_set: Any) -> Any:
         """The process set that is meant, as far as is known before the first exchange."""
@@ -272,6 +294,9 @@ class Compression:
 
     def _counts(self, step: Step) -> tuple[TensorStats, ...]:
         return (self._totals,) if step.abandoned else (self._totals, self._last)
+
+    def _part(self, parameter: torch.Tensor) -> Part | None:
+        return None if self._hierarchy is None else self._hierarchy.part(parameter.shape, "first")
 
     def _backend(self, parameter: torch.Tensor) -> Backend:
         return TorchBackend() if self._plain_torch else backend_for(parameter.device)
@@ -327,6 +352,7 @@ class Compression:
             loss_scale=scale,
             expected=len(owner._requires_update),
             token_count=len(self._tensors),
+            nodes=self._nodes,
             second_moments=self._second_moments,
         )
 
@@ -358,10 +384,18 @@ class Compression:
         reduction = "average" if owner.op == hvd.Average else "sum"
         if self._unproven:
             self._prove(members, reduction, takeover)
+        if self._hierarchy is not None and self._nodes is None:
+            self._nodes = self._form_nodes(self._hierarchy, members)
         if not known_owner:
             takeover.attach()
         self._owner, self._takeover = owner, takeover
         self._process_set, self._reduction = members, reduction
+
+    def _form_nodes(self, placed: Hierarchy, members: Any) -> tuple[Members, Members]:
+        if members.process_set_id != hvd.global_process_set.process_set_id:
+            raise ValueError("hierarchical takes all ranks: it does not go with the optimizer's process_set")
+        inside, across = placed.process_sets()
+        return Members(inside, placed.local_size), Members(across, placed.nodes)
 
     def _prove(self, members: Any, reduction: str, takeover: Takeover) -> None:
         """Compare what has been loaded with the optimizer, which only an exchange shows."""
@@ -388,6 +422,8 @@ class Compression:
             f"optimizer {type(owner).__name__}, momentum corrected: {takeover.momentum}",
             f"exchanges done: {self._exchanges}",
         ]
+        if self._hierarchy is not None:
+            lines.append(f"hierarchical, {self._local_size} ranks a node")
         lines += [
             f"parameter {tensor.name} {tuple(tensor.parameter.shape)} {tensor.parameter.dtype}, number {tensor.number}"
             for tensor in self._tensors

@@ -44,6 +44,8 @@ class CompressionHandler(StateHandler):  # type: ignore[misc]
 
     def __init__(self, value: Compression) -> None:
         super().__init__(value)
+        if value._hierarchy is not None:
+            raise ValueError("hierarchical does not go with elastic jobs, whose nodes may come and go in part")
         self._membership = Membership()
         # Number of workers that the state is fitted to, now and at the last commit.
         self._workers = self._saved_workers = value.state_dict()["workers"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import horovod.torch as hvd
@@ -12,13 +12,21 @@ import numpy as np
 import torch
 
 from horovod_dgc import _core, transport
-from horovod_dgc.methods.base import ByteArray, FloatArray, Plan, clip_factor, clip_limit
+from horovod_dgc.methods.base import ByteArray, FloatArray, Plan
 from horovod_dgc.stats import TensorStats
 from horovod_dgc.torch.backends import Inputs
 from horovod_dgc.torch.tensors import Tensor, flatten
 
 if TYPE_CHECKING:
     from horovod_dgc.torch.step import Step
+
+
+@dataclass(frozen=True)
+class Members:
+    """Those who exchange payloads with one another."""
+
+    process_set: Any
+    workers: int
 
 
 class Exchange:
@@ -28,6 +36,7 @@ class Exchange:
         message: what Horovod allreduces: the payload where it can be summed, otherwise one element holding 1.0.
         finite: whether this worker's gradient is.
         contribution: what the tensor adds to what this worker's tensors have to agree upon; None if that is nothing.
+        dense_nbytes: bytes that uncompressed Horovod would have been handed.
     """
 
     def __init__(
@@ -38,11 +47,14 @@ class Exchange:
         plan: Plan,
         group: dict[str, Any],
         token: torch.Tensor,
+        members: Members,
     ) -> None:
         self.step = step
         self.message = token
         self.finite = True
         self.contribution: FloatArray | None = None
+        self.dense_nbytes = gradient.numel() * gradient.element_size()
+        self._members = members
         self._entry = entry
         self._backend = entry.backend
         self._gradient = gradient
@@ -77,11 +89,7 @@ class Exchange:
         if not plan.numel:
             return
         began = time.perf_counter()
-        clip = step.method.clip_norm
-        if clip is not None and not step.deferred:
-            limit = clip_limit(clip, step.workers, step.dense_factor)
-            unscale *= clip_factor(math.sqrt(self.sum_squares()) * unscale, limit)
-        self._transport = step.transport or transport.choose(plan, step.workers)
+        self._transport = step.transport or transport.choose(plan, self._members.workers)
         local = plan.momentum == "local" and step.takeover.momentum
         if entry.residual is None:
             entry.prepare(plan, step.takeover, step.dense_factor if plan.momentum == "local" else 1.0)
@@ -95,7 +103,7 @@ class Exchange:
         self._inputs = Inputs(
             plan,
             update,
-            step.method.randomness(entry.number, step.number, step.process_set.rank()),
+            step.method.randomness(entry.number, step.number, self._members.process_set.rank()),
             grad=self._view,
             residual=entry.residual_view,
             velocity=entry.velocity_view if local else None,
@@ -112,11 +120,23 @@ class Exchange:
             op = hvd.Max if reduction == "maximum" else hvd.Sum
             name = f"horovod_dgc.{entry.name}.opening"
             self._opening = hvd.allreduce_async(
-                torch.from_numpy(opening), name=name, op=op, process_set=step.process_set
+                torch.from_numpy(opening), name=name, op=op, process_set=self._members.process_set
             )
         else:
             self._propose(carried)
         self._encode_seconds = time.perf_counter() - began
+
+    def ready(self) -> bool:
+        """Whether :meth:`arrive` has something to do that would not have to wait."""
+        return False
+
+    def arrive(self) -> float:
+        """Encode what :meth:`start` could not; here it always can."""
+        return 0.0
+
+    def land(self, *totals: TensorStats) -> float:
+        """Do what the other ranks of the node wait for once the step counts; here nobody does."""
+        return 0.0
 
     def proceed(self, settled: FloatArray | None) -> float:
         """Wait for what the workers agree upon, if they do, then encode and send what has not been.
@@ -181,17 +201,17 @@ class Exchange:
             result = self._add_up(self._rows(received), float(output))
         else:
             votes = self._plan.codec.votes
-            factor = 1.0 if self._carried else float(output) if votes else float(output) / self.step.workers
+            factor = 1.0 if self._carried else float(output) if votes else float(output) / self._members.workers
             result = self._take_sum(received, factor)
-        gradient = self._deliver(result)
+        gradient = deliver(result, self._gradient)
         self._count(waited + arrived - began, time.perf_counter() - arrived, totals)
         return gradient
 
     def _send(self, carried: bool) -> None:
-        step, name = self.step, f"horovod_dgc.{self._entry.name}"
+        name = f"horovod_dgc.{self._entry.name}"
         if self._transport == "gather":
             payload = torch.from_numpy(self._proposal.payload)
-            self._handle = hvd.allgather_async(payload, name=name, process_set=step.process_set)
+            self._handle = hvd.allgather_async(payload, name=name, process_set=self._members.process_set)
             return
         if self._plan.summable is not None:
             message = torch.from_numpy(self._proposal.payload.view(self._plan.summable))
@@ -204,10 +224,10 @@ class Exchange:
             # Horovod's own allreduce works in place, and what was sent is still read from the payload.
             self.message = message if self._plan.summable is None else message.clone()
         else:
-            self._handle = hvd.allreduce_async(message, name=name, op=hvd.Sum, process_set=step.process_set)
+            self._handle = hvd.allreduce_async(message, name=name, op=hvd.Sum, process_set=self._members.process_set)
 
     def _rows(self, received: torch.Tensor) -> ByteArray:
-        workers, nbytes = self.step.workers, self._plan.payload_nbytes
+        workers, nbytes = self._members.workers, self._plan.payload_nbytes
         if received.numel() != workers * nbytes:
             raise ValueError(
                 f"the payloads of {self._entry.name!r} must have {nbytes} bytes on each of {workers} ranks, got "
@@ -227,7 +247,7 @@ class Exchange:
         self._commit(zero_grad=in_place)
         result = self._flat if in_place else torch.zeros(plan.numel, device=self._flat.device)
         view = self._backend.view(result)
-        scale = factor / self.step.workers
+        scale = factor / self._members.workers
         if plan.codec.votes:
             self._backend.decode_add(self._inputs, payloads, view, 1.0)
             return self._after_reduction(result, factor)
@@ -284,16 +304,6 @@ class Exchange:
             finite = bool(torch.isfinite(received).all())
         return torch.full_like(self._flat, 0.0 if finite else math.nan, dtype=torch.float32)
 
-    def _deliver(self, result: torch.Tensor) -> torch.Tensor:
-        gradient = self._gradient
-        if result.data_ptr() == gradient.data_ptr():
-            return gradient
-        shaped = result.view(gradient.shape)
-        overlapping = any(s == 0 and n > 1 for s, n in zip(gradient.stride(), gradient.shape))
-        if overlapping or (gradient.is_contiguous() and gradient.dtype == torch.float32):
-            return shaped.to(gradient.dtype)
-        return gradient.copy_(shaped)
-
     def _count(self, wait: float, decode: float, totals: tuple[TensorStats, ...]) -> None:
         plan = self._plan
         nonzero = plan.numel if plan.every_coordinate else int(np.count_nonzero(self._proposal.sent))
@@ -301,7 +311,7 @@ class Exchange:
         for count in (self._entry.stats, *totals):
             count.sent += plan.opening_nbytes + transport.message_nbytes(plan, self._transport)
             count.control += 0 if self._carried else self.message.element_size()
-            count.dense += plan.numel * self._gradient.element_size()
+            count.dense += self.dense_nbytes
             count.encode += self._encode_seconds
             count.wait += wait
             count.decode += decode
@@ -313,3 +323,14 @@ class Exchange:
             self._entry.stats.skipped += 1
         else:
             self._entry.stats.steps += 1
+
+
+def deliver(result: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """A flat float32 result in the form of the gradient that it takes the place of, and in its memory where it can."""
+    if result.data_ptr() == gradient.data_ptr():
+        return gradient
+    shaped = result.view(gradient.shape)
+    overlapping = any(s == 0 and n > 1 for s, n in zip(gradient.stride(), gradient.shape))
+    if overlapping or (gradient.is_contiguous() and gradient.dtype == torch.float32):
+        return shaped.to(gradient.dtype)
+    return gradient.copy_(shaped)

@@ -14,7 +14,18 @@ from horovod_dgc.torch.tensors import Tensor
 
 VERSION = 1
 REDUCTIONS = ("average", "sum")
-KEYS = ("version", "package", "method", "settings", "rank", "workers", "reduction", "exchanges", "tensors")
+KEYS = (
+    "version",
+    "package",
+    "method",
+    "settings",
+    "rank",
+    "workers",
+    "local_size",
+    "reduction",
+    "exchanges",
+    "tensors",
+)
 TENSOR_KEYS = ("shape", "stepped", "residual", "velocity", "memory")
 NAMES_SHOWN = 5
 
@@ -35,7 +46,14 @@ class Loaded(NamedTuple):
 
 
 def collect(
-    tensors: Iterable[Tensor], method: Method, *, rank: int, workers: int, reduction: str | None, exchanges: int
+    tensors: Iterable[Tensor],
+    method: Method,
+    *,
+    rank: int,
+    workers: int,
+    local_size: int,
+    reduction: str | None,
+    exchanges: int,
 ) -> dict[str, Any]:
     """The state as numbers, texts and tensors; the tensors are the live ones."""
     return {
@@ -45,6 +63,7 @@ def collect(
         "settings": method.configuration(),
         "rank": rank,
         "workers": workers,
+        "local_size": local_size,
         "reduction": reduction,
         "exchanges": exchanges,
         "tensors": {tensor.name: tensor.state() for tensor in tensors},
@@ -56,7 +75,7 @@ def is_empty(state: Mapping[str, Any]) -> bool:
     return all(entry["residual"] is None for entry in state["tensors"].values())
 
 
-def check_header(state: Any, method: Method) -> None:
+def check_header(state: Any, method: Method, local_size: int) -> None:
     """Raise ValueError unless everything but the tensors fits."""
     _exactly("state", state, KEYS)
     if state["version"] != VERSION:
@@ -69,6 +88,11 @@ def check_header(state: Any, method: Method) -> None:
     _checks.whole_number("exchanges of the state", state["exchanges"], 0)
     _checks.whole_number("workers of the state", state["workers"], 1)
     _checks.whole_number("rank of the state", state["rank"], 0)
+    if state["local_size"] != local_size:
+        raise ValueError(
+            f"state must be of nodes of {local_size} ranks, got {state['local_size']!r}: hierarchical must be what it "
+            "was when the state was made"
+        )
     if not isinstance(state["tensors"], Mapping):
         raise ValueError(f"tensors of the state must be a dict, got {type(state['tensors']).__name__}")
     for name, entry in state["tensors"].items():
@@ -109,8 +133,8 @@ def _check_tensor(tensor: Tensor, entry: Mapping[str, Any], plan: Plan, momentum
             f"state of {name!r} must {'' if momentum else 'not '}have a velocity: momentum is "
             f"{'' if momentum else 'not '}taken over from this optimizer"
         )
-    residual = _copy(f"residual of {name!r}", entry["residual"], tensor, shape)
-    velocity = _copy(f"velocity of {name!r}", entry["velocity"], tensor, shape) if momentum else None
+    residual = _copy(f"residual of {name!r}", entry["residual"], tensor, tensor.shape)
+    velocity = _copy(f"velocity of {name!r}", entry["velocity"], tensor, tensor.shape) if momentum else None
     memory = None
     if entry["memory"] is not None:
         memory = _copy(f"memory of {name!r}", entry["memory"], tensor, (plan.codec.memory,))

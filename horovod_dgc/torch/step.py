@@ -12,8 +12,9 @@ import torch
 from horovod_dgc.coding import opened_by_quantile
 from horovod_dgc.methods.base import FloatArray, Method, clip_factor, clip_limit
 from horovod_dgc.stats import TensorStats
-from horovod_dgc.torch.exchange import Exchange
+from horovod_dgc.torch.exchange import Exchange, Members
 from horovod_dgc.torch.moments import SecondMoments
+from horovod_dgc.torch.node_exchange import NodeExchange
 from horovod_dgc.torch.takeover import Takeover
 from horovod_dgc.torch.tensors import Tensor
 from horovod_dgc.transport import Transport
@@ -34,6 +35,7 @@ class Step:
         loss_scale: factor that all gradients carry.
         expected: number of gradients that a step has, where all are dense.
         token_count: number of one-element tensors that may be needed.
+        nodes: the ranks of this rank's node, and those of its place on all nodes; None where all exchange with all.
         second_moments: where the gradients' are to be had; None for their own squares.
 
     Attributes:
@@ -51,6 +53,7 @@ class Step:
         loss_scale: float,
         expected: int,
         token_count: int,
+        nodes: tuple[Members, Members] | None,
         second_moments: SecondMoments | None = None,
     ) -> None:
         self.method = method
@@ -60,6 +63,8 @@ class Step:
         self.second_moments = second_moments
         self.process_set = owner.process_set
         self.workers: int = owner.process_set.size()
+        self._everyone = Members(self.process_set, self.workers)
+        self._nodes = nodes
         self.dense_factor = 1.0 if owner.op == hvd.Average else float(self.workers)
         self.deferred = method.clip_norm is not None and method.clip_scope == "global"
         self.number = number
@@ -68,9 +73,8 @@ class Step:
         self.given_up = False
         self._expected = expected
         self._groups = takeover.group_of()
-        self._exchanges: dict[str, Exchange] = {}
+        self._exchanges: dict[str, Exchange | NodeExchange] = {}
         self._tokens = torch.ones(token_count)
-        self._nonfinite = 0
         self._flag: int | None = None
         self._began = time.perf_counter()
         self._last_seen = self._began
@@ -78,22 +82,18 @@ class Step:
     def __contains__(self, entry: Tensor) -> bool:
         return entry.name in self._exchanges
 
-    def submit(self, entry: Tensor, gradient: torch.Tensor) -> Exchange:
+    def submit(self, entry: Tensor, gradient: torch.Tensor) -> Exchange | NodeExchange:
         """Take one gradient in; unless clipping must wait, encode it and start its collective."""
-        plan = self.method.plan(entry.parameter.shape, self.number)
         position = len(self._exchanges)
-        exchange = Exchange(
-            self,
-            entry,
-            gradient,
-            plan if self.workers > 1 else plan.whole(),
-            self._groups[id(entry.parameter)],
-            self._tokens[position : position + 1],
-        )
+        exchange = self._exchange(entry, gradient, self._tokens[position : position + 1])
         self._exchanges[entry.name] = exchange
         if not self.deferred:
             self._start(exchange, 1.0 / self.loss_scale, carried=True)
-            if position + 1 == self._expected:
+            for other in self._exchanges.values():
+                if other.ready():
+                    other.arrive()
+            # Ranks must agree upon when it is sent; when a node's gradients have arrived is up to each.
+            if position + 1 == self._expected and self._nodes is None:
                 self._send_flag()
         self.leave()
         return exchange
@@ -105,19 +105,29 @@ class Step:
             Seconds of waiting for the others' word.
         """
         self.sealed = True
+        exchanges = self._exchanges.values()
         if self.deferred:
             assert self.method.clip_norm is not None
-            norm = math.sqrt(sum(e.sum_squares() for e in self._exchanges.values())) / self.loss_scale
-            factor = clip_factor(norm, clip_limit(self.method.clip_norm, self.workers, self.dense_factor))
-            for exchange in self._exchanges.values():
+            norm = math.sqrt(sum(e.sum_squares() for e in exchanges)) / self.loss_scale
+            factor = clip_factor(norm, self._clip_limit(self.method.clip_norm))
+            for exchange in exchanges:
                 self._start(exchange, factor / self.loss_scale, carried=False)
+        waited = sum(exchange.arrive() for exchange in exchanges)
         if self._flag is None:
             self._send_flag()
         settled = self._settled()
-        waited = sum(exchange.proceed(settled) for exchange in self._exchanges.values())
+        waited += sum(exchange.proceed(settled) for exchange in exchanges)
         began = time.perf_counter()
         self.abandoned = bool(hvd.synchronize(self._flag).item())
         return waited + time.perf_counter() - began
+
+    def land(self, *totals: TensorStats) -> float:
+        """It is known whether the step counts: do what other ranks wait for before the first tensor is finished.
+
+        Returns:
+            Seconds of waiting.
+        """
+        return sum(exchange.land(*totals) for exchange in self._exchanges.values())
 
     def discard(self) -> None:
         """Wait for what is under way and forget it; nothing has been committed."""
@@ -149,11 +159,29 @@ class Step:
         parts = [(e.codec, e.contribution) for e in self._exchanges.values() if e.contribution is not None]
         return opened_by_quantile([codec for codec, _ in parts], [part for _, part in parts]) if parts else None
 
-    def _start(self, exchange: Exchange, unscale: float, *, carried: bool) -> None:
+    def _exchange(self, entry: Tensor, gradient: torch.Tensor, token: torch.Tensor) -> Exchange | NodeExchange:
+        plan = self.method.plan(entry.shape, self.number)
+        group = self._groups[id(entry.parameter)]
+        if entry.part is None:
+            plan = plan if self.workers > 1 else plan.whole()
+            return Exchange(self, entry, gradient, plan, group, token, self._everyone)
+        assert self._nodes is not None
+        inside, across = self._nodes
+        plan = plan if across.workers > 1 else plan.whole()
+        return NodeExchange(self, entry, gradient, plan, group, token, inside=inside, across=across)
+
+    def _start(self, exchange: Exchange | NodeExchange, unscale: float, *, carried: bool) -> None:
+        clip = self.method.clip_norm
+        if clip is not None and not self.deferred:
+            norm = math.sqrt(exchange.sum_squares()) * unscale
+            unscale *= clip_factor(norm, self._clip_limit(clip))
         exchange.start(unscale, carried=carried)
-        self._nonfinite += not exchange.finite
+
+    def _clip_limit(self, clip_norm: float) -> float:
+        return clip_limit(clip_norm, self.workers, self.dense_factor)
 
     def _send_flag(self) -> None:
+        nonfinite = sum(not exchange.finite for exchange in self._exchanges.values())
         self._flag = hvd.allreduce_async(
-            torch.tensor([float(self._nonfinite)]), name=NONFINITE, op=hvd.Sum, process_set=self.process_set
+            torch.tensor([float(nonfinite)]), name=NONFINITE, op=hvd.Sum, process_set=self.process_set
         )

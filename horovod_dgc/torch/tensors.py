@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from horovod_dgc import sync
+from horovod_dgc.hierarchy import Part
 from horovod_dgc.methods.base import Plan
 from horovod_dgc.stats import TensorStats
 from horovod_dgc.torch.backends import Backend
@@ -23,13 +24,19 @@ class Tensor:
 
     Attributes:
         number: of the parameter in the model, the same on all ranks, for random numbers.
+        part: what this rank keeps the state of, where a node's ranks share the parameter among them; else None.
+        shape: of the parameter, or of the part.
     """
 
-    def __init__(self, number: int, name: str, parameter: torch.nn.Parameter, backend: Backend) -> None:
+    def __init__(
+        self, number: int, name: str, parameter: torch.nn.Parameter, backend: Backend, part: Part | None = None
+    ) -> None:
         self.number = number
         self.name = name
         self.parameter = parameter
         self.backend = backend
+        self.part = part
+        self.shape: tuple[int, ...] = tuple(parameter.shape) if part is None else part.shape
         self.stats = TensorStats()
         self.residual: torch.Tensor | None = None
         self.velocity: torch.Tensor | None = None
@@ -53,14 +60,14 @@ class Tensor:
         if self.velocity is not None:
             buffer = takeover.momentum_buffer(self.parameter)
             if buffer is not None:
-                self.velocity.copy_(buffer.reshape(-1) / workers_added_up)
+                self.velocity.copy_(self._own(buffer.reshape(-1)) / workers_added_up)
                 self.stepped = True
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds: plain values, and the live residual and velocity in the parameter's shape."""
-        shape = self.parameter.shape
+        """What a checkpoint holds: the parameter's shape, plain values, and the live residual and velocity."""
+        shape = self.shape
         return {
-            "shape": list(shape),
+            "shape": list(self.parameter.shape),
             "stepped": self.stepped,
             "residual": None if self.residual is None else self.residual.view(shape),
             "velocity": None if self.velocity is None else self.velocity.view(shape),
@@ -93,14 +100,17 @@ class Tensor:
             self.memory_view = self.backend.view(self.memory)
 
     def weights_view(self) -> Any:
-        """The parameter's values, flat, as the backend reads them."""
-        return self.backend.view(flatten(self.parameter))
+        """The values of the parameter, or of the part, flat, as the backend reads them."""
+        return self.backend.view(self._own(flatten(self.parameter)))
 
     def measured(self) -> TensorStats:
         """The counts with the residual's norm as it stands."""
         if self.residual_view is not None:
             self.stats.residual_norm = math.sqrt(self.backend.sum_squares(self.residual_view))
         return dataclasses.replace(self.stats)
+
+    def _own(self, flat: torch.Tensor) -> torch.Tensor:
+        return flat if self.part is None else flat[self.part.start : self.part.stop]
 
     def _zeros(self, numel: int) -> torch.Tensor:
         return torch.zeros(numel, dtype=torch.float32, device=self.parameter.device)

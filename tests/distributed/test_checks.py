@@ -17,6 +17,7 @@ MODULES = ("checkpoint_refusals", "checkpoints", "dense", "models", "options")
 CASES = [
     *grid(HERE, EVERYWHERE, itertools.product(LAUNCHERS, (2, 3, 4))),
     *grid(HERE, MODULES, [("horovodrun", 2), ("mpirun", 3), ("mpirun", 4)]),
+    *grid(HERE, ["hierarchy"], [("nodes", 4), ("mpirun", 4)]),
     *grid(HERE, ["elastic", "family", "precision"], [("mpirun", 2), ("horovodrun", 3)]),
 ]
 

@@ -17,6 +17,7 @@ if importlib.metadata.version("keras").startswith("3"):
     CASES = [((), *case) for case in grid(HERE, ("fitting", "invariants", "refusals"), (MPI, GLOO))]
     CASES += [((), *case) for case in grid(HERE, ("checkpoints", "dense", "elastic", "family", "precision"), (MPI,))]
     CASES += [((), *case) for case in grid(HERE, ("models",), (GLOO,))]
+    CASES += [((), *case) for case in grid(HERE, ("hierarchy",), (("nodes", 4),))]
     # TensorFlow with tf_keras: what depends on Keras, Horovod's own optimizer included.
     CASES += [(LEGACY, *case) for case in grid(HERE, ("dense", "fitting"), (("horovodrun", 2),))]
 else:
