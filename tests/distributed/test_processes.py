@@ -35,3 +35,14 @@ def test_a_rank_without_compression_is_an_error_and_no_hang(launcher: str, ranks
     assert finished.returncode, f"returncode {finished.returncode}:\n{finished.output}"
     assert "no answer from every rank" in finished.output
     assert "agreement_timeout=3" in finished.output
+
+
+@pytest.mark.parametrize("reduction", ["sum", "average"])
+@pytest.mark.timeout(400)
+def test_hierarchical_checkpoints_on_another_number_of_nodes(reduction: str, tmp_path: Path) -> None:
+    paths = os.pathsep.join([str(HERE), str(HERE.parent / "support")])
+    for ranks, stage, said in ((4, "save", ""), (2, "load", "nothing is lost"), (6, "load", "nothing is lost")):
+        command = [str(HERE / "hierarchical_resize.py"), str(tmp_path), reduction, stage]
+        finished = run("mpirun", ranks, command, timeout=120, extra={"PYTHONPATH": paths})
+        assert finished.returncode == 0, f"{ranks} ranks, {stage}:\n{finished.output}"
+        assert said in finished.output
