@@ -1,4 +1,4 @@
-"""Parameter shapes of the models whose traffic the DGC paper publishes, for :func:`horovod_dgc.traffic`."""
+"""Parameter shapes of well-known models, for :func:`horovod_dgc.traffic` and ``python -m horovod_dgc plan``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def resnet50() -> Shapes:
 
 def alexnet() -> Shapes:
     """AlexNet with its two columns as convolution groups: 60,954,656 elements in weights, 10,568 in biases."""
-    weights = {
+    weights: Shapes = {
         "conv1": (96, 3, 11, 11),
         "conv2": (256, 48, 5, 5),
         "conv3": (384, 256, 3, 3),
@@ -38,11 +38,33 @@ def alexnet() -> Shapes:
         "fc7": (4096, 4096),
         "fc8": (1000, 4096),
     }
-    shapes: Shapes = {}
-    for name, shape in weights.items():
-        shapes[f"{name}.weight"] = shape
-        shapes[f"{name}.bias"] = shape[:1]
-    return shapes
+    return _with_biases(weights)
+
+
+def alexnet_one_column() -> Shapes:
+    """AlexNet without columns, as torchvision has it: 61,100,840 elements (Krizhevsky 2014, arXiv 1404.5997)."""
+    weights: Shapes = {
+        "features.0": (64, 3, 11, 11),
+        "features.3": (192, 64, 5, 5),
+        "features.6": (384, 192, 3, 3),
+        "features.8": (256, 384, 3, 3),
+        "features.10": (256, 256, 3, 3),
+        "classifier.1": (4096, 9216),
+        "classifier.4": (4096, 4096),
+        "classifier.6": (1000, 4096),
+    }
+    return _with_biases(weights)
+
+
+def vgg16() -> Shapes:
+    """VGG-16, configuration D of Simonyan and Zisserman, ICLR 2015, arXiv 1409.1556: 138,357,544 elements."""
+    weights: Shapes = {}
+    channels = 3
+    for block, (layers, width) in enumerate(((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)), start=1):
+        for layer in range(1, layers + 1):
+            weights[f"conv{block}_{layer}"] = (width, channels, 3, 3)
+            channels = width
+    return _with_biases({**weights, "fc6": (4096, 7 * 7 * 512), "fc7": (4096, 4096), "fc8": (1000, 4096)})
 
 
 def ptb_lstm() -> Shapes:
@@ -53,6 +75,14 @@ def ptb_lstm() -> Shapes:
             shapes[f"lstm.weight_{source}_l{layer}"] = (4 * 1500, 1500)
             shapes[f"lstm.bias_{source}_l{layer}"] = (4 * 1500,)
     return shapes
+
+
+def ptb_lstm_untied() -> Shapes:
+    """The same with softmax weights of its own: 66,034,000 elements, the "large" LSTM of Zaremba et al. 2014.
+
+    arXiv 1409.2329. The size that the DGC paper prints, 194.68 MB, is that of the tied one.
+    """
+    return {**ptb_lstm(), "softmax.weight": (10_000, 1500)}
 
 
 def deepspeech() -> Shapes:
@@ -73,12 +103,33 @@ def deepspeech() -> Shapes:
     return {**shapes, **_norm("bn", 1200), "fc.weight": (29, 1200)}
 
 
+# Those whose traffic the DGC paper publishes.
 MODELS: dict[str, Callable[[], Shapes]] = {
     "ResNet-50": resnet50,
     "AlexNet": alexnet,
     "2 x 1500 LSTM": ptb_lstm,
     "DeepSpeech": deepspeech,
 }
+
+# By the names that a command line takes.
+NAMED: dict[str, Callable[[], Shapes]] = {
+    "resnet50": resnet50,
+    "alexnet": alexnet_one_column,
+    "alexnet-two-columns": alexnet,
+    "vgg16": vgg16,
+    "lstm-ptb": ptb_lstm,
+    "lstm-ptb-untied": ptb_lstm_untied,
+    "deepspeech": deepspeech,
+}
+
+
+def _with_biases(weights: Shapes) -> Shapes:
+    """Each layer's weight, and a bias for each of its output units."""
+    shapes: Shapes = {}
+    for name, shape in weights.items():
+        shapes[f"{name}.weight"] = shape
+        shapes[f"{name}.bias"] = shape[:1]
+    return shapes
 
 
 def _norm(prefix: str, channels: int) -> Shapes:
