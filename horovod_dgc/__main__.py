@@ -9,9 +9,10 @@ def main() -> None:
     try:
         from horovod_dgc.plan.command import commands
     except ModuleNotFoundError as error:
-        if error.name not in ("click", "rich"):
+        missing = (error.name or "").partition(".")[0]
+        if missing not in ("click", "rich"):
             raise
-        sys.exit(f"python -m horovod_dgc needs {error.name}, which is not installed: pip install 'horovod_dgc[plan]'")
+        sys.exit(f"python -m horovod_dgc needs {missing}, which is not installed: pip install 'horovod_dgc[plan]'")
     commands(prog_name="python -m horovod_dgc")
 
 

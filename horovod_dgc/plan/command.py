@@ -74,12 +74,10 @@ def plan(
 ) -> None:
     """Predict the step time of a model on a cluster, dense and with each method, and say which to take."""
     try:
-        if (model is None) == (shapes_path is None):
-            raise ValueError(f"either --model or --shapes must be given, got {model!r} and {shapes_path!r}")
         if calibrate + (rates_path is not None) + network_only > 1:
             raise ValueError("at most one of --calibrate, --rates and --network-only may be given")
         job = Job(
-            models.load(model) if model is not None else models.from_json(shapes_path),  # type: ignore[arg-type]
+            _model(model, shapes_path),
             Cluster(
                 workers=workers,
                 bandwidth=units.bandwidth("bandwidth", bandwidth),
@@ -105,6 +103,14 @@ def plan(
         json_path.write_text(json.dumps(record(job, made, predictions), indent=2) + "\n")
     if plot_path is not None:
         _plot(plot_path, job, made, max_nodes)
+
+
+def _model(name: str | None, shapes_path: Path | None) -> models.Model:
+    if shapes_path is not None and name is None:
+        return models.from_json(shapes_path)
+    if name is None or shapes_path is not None:
+        raise ValueError(f"one of --model and --shapes must be given, got {name!r} and {shapes_path!r}")
+    return models.load(name)
 
 
 def _contenders(

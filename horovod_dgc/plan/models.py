@@ -141,7 +141,9 @@ def _from_keras(path: Path) -> Model:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"model must be a readable Keras file, got {str(path)!r}: {reason}") from None
-    shapes = {variable.path: tuple(variable.shape) for variable in model.trainable_variables}
+    # Keras 2 knows no paths, and its names need not differ.
+    names = [f"{n}.{getattr(v, 'path', v.name)}" for n, v in enumerate(model.trainable_variables)]
+    shapes = {name: tuple(variable.shape) for name, variable in zip(names, model.trainable_variables)}
     return Model(path.stem, shapes, outputs="last")
 
 

@@ -90,14 +90,16 @@ def plot(path: Path, job: Job, made: Sequence[Contender], most: int) -> None:
     left.plot(counts, [n * cluster.workers_per_node for n in counts], color="0.7", linestyle=":", label="ideal")
     for contender in made:
         found = [job.on(nodes).predict(contender) for nodes in counts]
-        style = {"color": "black", "linestyle": "--"} if contender.method is None else {"marker": ".", "markersize": 5}
+        style = {"color": "black", "linestyle": "--"} if contender.method is None else {"linestyle": "-"}
         left.plot(counts, [p.speedup for p in found], label=contender.label, **style)
         right.plot(counts, [100 * p.efficiency for p in found], **style)
     for axes in (left, right):
         axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("nodes" if cluster.workers_per_node > 1 else "nodes of one worker")
         axes.grid(alpha=0.3)
     left.set_yscale("log", base=2)
+    left.yaxis.set_major_formatter("{x:g}")
     left.set_ylabel("speedup over one worker")
     left.legend(fontsize="small")
     right.set_ylim(0, 102)
