@@ -42,7 +42,7 @@ from horovod_dgc.methods.base import Method, Outputs, Plan
 FUSION_NBYTES = 128 << 20
 """Horovod's own threshold (0.28.1, ``operations.cc``), which HOROVOD_FUSION_THRESHOLD changes."""
 CONTROL_NBYTES = 4
-"""Of a gathered tensor's factor, and of the flag that tells whether all gradients are finite."""
+"""Of the factor of a tensor that Horovod's own allreduce does not carry, and of the flag that all are finite."""
 
 LATENCY_STEPS: dict[str, Callable[[int], int]] = {
     "ring": lambda workers: workers - 1,
@@ -195,18 +195,22 @@ class Load:
     decoded: int
 
 
+_FACTOR = Message("allreduce", "float32", CONTROL_NBYTES)
+
+
 def _gather(tensor: Tensor, workers: int) -> Load:
     plan = tensor.plan
     payload = Message("allgather", "payload", plan.payload_nbytes)
-    factor = Message("allreduce", "float32", CONTROL_NBYTES)
-    return Load("gather", (*_opening(plan), payload), (factor,), workers * plan.sent)
+    return Load("gather", (*_opening(plan), payload), (_FACTOR,), workers * plan.sent)
 
 
 def _allreduce(tensor: Tensor, workers: int) -> Load:
     plan = tensor.plan
     kind = "float32" if plan.summable is None else str(plan.summable)
     message = Message("allreduce", kind, transport.message_nbytes(plan, "allreduce"))
-    return Load("allreduce", (*_opening(plan), message), (), plan.sent)
+    # Horovod's own allreduce takes what is there when it calls, and leaves no sign of a sum.
+    carried = not plan.codec.opening[0] and not plan.codec.votes
+    return Load("allreduce", (*_opening(plan), message), () if carried else (_FACTOR,), plan.sent)
 
 
 def _auto(tensor: Tensor, workers: int) -> Load:
@@ -232,7 +236,8 @@ class Prediction:
         dense_nbytes: of the float32 gradients.
         payload_nbytes: as :func:`horovod_dgc.traffic` counts: payloads and openings.
         sent_nbytes: handed to Horovod's collectives as gradients by the transports chosen, ``stats().last.sent``.
-        control_nbytes: handed over besides, ``stats().last.control``.
+        control_nbytes: handed over besides, ``stats().last.control`` in PyTorch without ``clip_norm``, which
+            makes every tensor wait for the last and so adds four bytes to each.
         link_nbytes: cross the worker's link one way, gradients and control together.
         transports: number of tensors by transport.
     """

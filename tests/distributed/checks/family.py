@@ -12,6 +12,7 @@ from family import MOMENTUM, compared_steps, dropped_globally, family, reduced_a
 
 from checks.common import Fed, assert_ranks_identical, compressed
 from horovod_dgc import GradientDropping, Method, VarianceBased
+from horovod_dgc.cost import Cluster, Rates, predict
 from horovod_dgc.torch import SecondMoments
 
 STEPS = 50
@@ -37,10 +38,14 @@ def follow(method: Method, transport: str, op: Any, steps: int = STEPS, backend:
         with optimizer.skip_synchronize():
             optimizer.step()
     assert_ranks_identical(model, f"{method} by {transport}")
-    sent = compression.stats().last.sent
+    last = compression.stats().last
     if transport == "gather":
         plans = [method.plan(p.shape, steps) for p in model.parameters()]
-        assert sent == sum(plan.payload_nbytes + plan.opening_nbytes for plan in plans)
+        assert last.sent == sum(plan.payload_nbytes + plan.opening_nbytes for plan in plans)
+    if method.clip_norm is None:
+        shapes, cluster = [p.shape for p in model.parameters()], Cluster(hvd.size(), bandwidth=1e9)
+        told = predict(shapes, method, cluster, 1.0, rates=Rates(), transport=transport, step=steps)
+        assert (last.sent, last.control, last.dense) == (told.sent_nbytes, told.control_nbytes, told.dense_nbytes)
 
 
 def check_every_method_by_gathered_payloads() -> None:
