@@ -14,8 +14,8 @@ from horovod_dgc.methods.base import Method
 from horovod_dgc.plan import models, units, view
 from horovod_dgc.plan.contenders import DEFAULTS, Contender, Job, contenders, read_rates, record
 
-# Wide enough for the table where the output is a file or a pipe.
-WIDTH = 150
+# Figures that are cut off are worse than long lines.
+WIDTH = 135
 FILE = click.Path(dir_okay=False, path_type=Path)
 EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -95,9 +95,7 @@ def plan(
         predictions = {contender.label: job.predict(contender) for contender in made}
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH)
+    console = Console(highlight=False, width=max(WIDTH, Console().width))
     view.describe(console, job, predictions, source)
     if json_path is not None:
         json_path.write_text(json.dumps(record(job, made, predictions), indent=2) + "\n")

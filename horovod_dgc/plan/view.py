@@ -37,8 +37,8 @@ def describe(console: Console, job: Job, predictions: Mapping[str, Prediction], 
     console.print(f"rates of encoding and decoding: {source}")
     choice = recommended(predictions)
     table = Table(caption="bytes: handed over by one worker in a step; link: what it receives", caption_justify="left")
-    for column in ("method", "gather + allreduce"):
-        table.add_column(column, no_wrap=True)
+    table.add_column("method", overflow="fold")
+    table.add_column("gather +\nallreduce", justify="right", no_wrap=True)
     for column in ("bytes", "dense /", "link bytes", "encode", "decode", "network", "step", "efficiency", "speedup"):
         table.add_column(column, justify="right", no_wrap=True)
     for label, p in predictions.items():

@@ -112,6 +112,13 @@ def test_the_recommendation_is_the_mildest_of_the_fast_ones() -> None:
     assert take(dense=1.0, fp16=2.0) == "dense"
 
 
+def test_no_figure_is_cut_off() -> None:
+    result = plan(*JOB, "--method", "dgc:values=float32,indices=runlength16,exempt_values=float32,factor_masking=false")
+    assert result.exit_code == 0
+    assert "…" not in result.output
+    assert "243,860,896" in result.output
+
+
 def test_one_machine_is_told_to_stay_dense() -> None:
     result = plan(*JOB[:2], "--workers", 4, "--workers-per-node", 4, "--bandwidth", "1gbit", "--step-time", "350ms")
     assert "4 workers on 1 node, 100 Gb/s and 10 us within the node" in said(result)
