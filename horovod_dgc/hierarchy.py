@@ -40,12 +40,14 @@ class Hierarchy:
 
     Attributes:
         rank, workers: of all.
-        local_size: ranks of a node, a divisor of ``workers``; more than 1.
+        local_size: ranks of a node, more than 1.
+        ordered: whether this rank has the place on its node that its number says.
     """
 
     rank: int
     workers: int
     local_size: int
+    ordered: bool = True
 
     @property
     def nodes(self) -> int:
@@ -59,6 +61,12 @@ class Hierarchy:
     def place(self) -> int:
         """This rank's number on its node."""
         return self.rank % self.local_size
+
+    @property
+    def configuration(self) -> str:
+        """A line that must be the same on all ranks."""
+        order = "" if self.ordered else ", but ranks are not numbered node by node"
+        return f"hierarchical, nodes of {self.local_size} ranks{order}"
 
     def inside(self, node: int) -> list[int]:
         """The ranks of a node."""
@@ -102,24 +110,27 @@ class Hierarchy:
         return inside[self.node], across[self.place]
 
 
-def hierarchy(hierarchical: object, *, rank: int, workers: int, local_size: int) -> Hierarchy | None:
+def hierarchy(hierarchical: object, *, rank: int, workers: int, local_rank: int, local_size: int) -> Hierarchy | None:
     """What the option ``hierarchical`` comes to; None where every rank is a node of its own.
+
+    Whether Horovod's nodes are of equal size, and their ranks consecutive, only all ranks together can tell: they
+    compare :attr:`Hierarchy.configuration`.
 
     Args:
         hierarchical: True for Horovod's nodes, or the number of ranks that are to count as one.
-        local_size: of Horovod's node.
+        local_rank, local_size: of Horovod's node.
 
     Raises:
         ValueError: ``hierarchical`` is neither, or does not divide the number of workers.
     """
     if isinstance(hierarchical, bool):
-        size = local_size if hierarchical else 1
-    else:
-        size = _checks.whole_number("hierarchical", hierarchical, 1)
+        if not hierarchical or local_size == 1:
+            return None
+        return Hierarchy(rank, workers, local_size, ordered=local_rank == rank % local_size)
+    size = _checks.whole_number("hierarchical", hierarchical, 1)
     if workers % size:
         raise ValueError(
-            f"hierarchical must be a number of ranks that divides the {workers} of the job, got "
-            f"{f'nodes of {size}' if hierarchical is True else repr(hierarchical)}"
+            f"hierarchical must be a number of ranks that divides the {workers} of the job, got {hierarchical!r}"
         )
     return Hierarchy(rank, workers, size) if size > 1 else None
 

@@ -92,7 +92,13 @@ class Compression(tf.Module):  # type: ignore[misc]
             raise ValueError(f"second_moments must be a SecondMoments or None, got {second_moments!r}")
         nodes = None
         if hierarchical is not False:
-            nodes = hierarchy(hierarchical, rank=hvd.rank(), workers=hvd.size(), local_size=hvd.local_size())
+            nodes = hierarchy(
+                hierarchical,
+                rank=hvd.rank(),
+                workers=hvd.size(),
+                local_rank=hvd.local_rank(),
+                local_size=hvd.local_size(),
+            )
             if second_moments is not None:
                 raise ValueError("second_moments are those of single workers: they do not go with hierarchical")
         super().__init__(name="compression")
@@ -290,7 +296,7 @@ class Graphs:
             f"optimizer {type(self._takeover.optimizer).__name__}, momentum corrected: {self._takeover.momentum}",
         ]
         if self.hierarchy is not None:
-            lines.append(f"hierarchical, {self.local_size} ranks a node")
+            lines.append(self.hierarchy.configuration)
         # By position: names follow counters of layers, which may differ.
         lines += [
             f"variable {tensor.position} {tuple(tensor.variable.shape)} {tensor.variable.dtype.name}"

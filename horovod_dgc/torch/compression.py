@@ -101,7 +101,13 @@ class Compression:
         self._check_sync = _checks.whole_number("check_sync", check_sync, 0)
         self._hierarchy = None
         if hierarchical is not False:
-            self._hierarchy = hierarchy(hierarchical, rank=hvd.rank(), workers=hvd.size(), local_size=hvd.local_size())
+            self._hierarchy = hierarchy(
+                hierarchical,
+                rank=hvd.rank(),
+                workers=hvd.size(),
+                local_rank=hvd.local_rank(),
+                local_size=hvd.local_size(),
+            )
             if second_moments is not None:
                 raise ValueError("second_moments are those of single workers: they do not go with hierarchical")
         # Process sets of Horovod, made at the first exchange, where all ranks are.
@@ -423,7 +429,7 @@ class Compression:
             f"exchanges done: {self._exchanges}",
         ]
         if self._hierarchy is not None:
-            lines.append(f"hierarchical, {self._local_size} ranks a node")
+            lines.append(self._hierarchy.configuration)
         lines += [
             f"parameter {tensor.name} {tuple(tensor.parameter.shape)} {tensor.parameter.dtype}, number {tensor.number}"
             for tensor in self._tensors

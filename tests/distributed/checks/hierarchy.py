@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import horovod.torch as hvd
 import numpy as np
@@ -272,5 +273,19 @@ def check_nodes_that_differ_between_ranks() -> None:
     model = small_model()
     node = 2 if hvd.rank() else 4
     optimizer, _ = compressed(DGC(), model, nesterov(model), settings={"hierarchical": node})
-    with raises(ValueError, "differently", "ranks a node"):
+    with raises(ValueError, "differently", "nodes of 2 ranks"):
         train(model, optimizer, steps=1)
+
+
+def check_horovod_nodes_that_do_not_fit() -> None:
+    """Of different sizes, and with ranks dealt out to the nodes in turn."""
+    two, one = {"local_size": lambda: 2}, {"local_size": lambda: 1}
+    for pretended in (
+        two if hvd.rank() < 2 else one,
+        {**two, "local_rank": lambda: hvd.rank() // 2},
+    ):
+        with patch.multiple(hvd, **pretended):
+            model = small_model()
+            optimizer, _ = compressed(DGC(), model, nesterov(model), settings={"hierarchical": True})
+        with raises(ValueError, "differently", "nodes of 2 ranks"):
+            train(model, optimizer, steps=1)

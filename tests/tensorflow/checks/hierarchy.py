@@ -213,5 +213,5 @@ def check_nodes_that_do_not_divide_the_job() -> None:
 
 def check_nodes_that_differ_between_ranks() -> None:
     trainer = Trainer(Dense(), DGC(), sgd(), settings={"hierarchical": 2 if hvd.rank() else 4})
-    with raises(ValueError, "differently", "ranks a node"):
+    with raises(ValueError, "differently", "nodes of 2 ranks"):
         trainer.run(steps=1, inputs=batch)
