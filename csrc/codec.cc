@@ -10,6 +10,7 @@
 #include "decode.h"
 #include "low_rank.h"
 #include "parallel.h"
+#include "ranges.h"
 #include "selectors.h"
 #include "settings.h"
 
@@ -91,13 +92,6 @@ class Coordinates : public Codec {
   bool vote_;
 };
 
-IndexCoder index_coder(const std::string& name) {
-  if (name == "elias-fano") return IndexCoder::elias_fano;
-  if (name == "runlength16") return IndexCoder::runlength16;
-  if (name == "int32") return IndexCoder::int32;
-  throw std::invalid_argument("indices is '" + name + "'; allowed: elias-fano, runlength16, int32");
-}
-
 // coordinates n= k= indices= values= select= [vote=1] [settings of the selector]
 std::shared_ptr<const Codec> make_coordinates(Settings* settings) {
   const size_t n = settings->whole("n", 0, std::numeric_limits<uint32_t>::max());
@@ -119,10 +113,8 @@ struct Kind {
 };
 
 const Kind kKinds[] = {
-    {"coordinates", make_coordinates},
-    {"random", make_random},
-    {"sketch", make_sketch},
-    {"lowrank", make_low_rank},
+    {"coordinates", make_coordinates}, {"random", make_random}, {"sketch", make_sketch},
+    {"lowrank", make_low_rank},        {"ranges", make_ranges},
 };
 
 }  // namespace
@@ -155,6 +147,12 @@ void Codec::open(const float*, const Context&, float*) const {}
 
 void Codec::vote(const uint8_t*, size_t, float*, float, const Context&) const {
   throw std::logic_error("the payloads of this codec are summed, not counted as votes");
+}
+
+size_t Codec::begin(size_t) const { throw std::logic_error("the payloads of this codec have no parts"); }
+
+void Codec::reduce(size_t, const uint8_t*, size_t, const Context&, uint8_t*, float*) const {
+  throw std::logic_error("the payloads of this codec have no parts");
 }
 
 void Codec::settle(const Proposal&, const float*, const Context&, float*) const {}

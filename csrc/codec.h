@@ -122,6 +122,18 @@ class Codec {
   // Empty if nbytes() bytes are a payload, else what is wrong with them.
   virtual std::string check(const uint8_t* payload) const = 0;
 
+  // Where a payload consists of parts of equal length, one for each worker: how many. Otherwise 0. Worker i
+  // adds up the coordinates from begin(i) up to begin(i + 1).
+  virtual size_t parts() const { return 0; }
+  virtual size_t begin(size_t part) const;
+
+  // What the worker of a part makes of the parts that `count` workers have sent it: payload, the same part of
+  // a payload of their sum, whose largest coordinates it holds; returned, what found no room there, for the
+  // worker to add to its residual. If the sum is not finite, a part of poison(), and zeros. Throws
+  // std::invalid_argument if a part is malformed.
+  virtual void reduce(size_t part, const uint8_t* received, size_t count, const Context& context,
+                      uint8_t* payload, float* returned) const;
+
   // A valid payload that decodes to NaN at its first coordinate: tells every rank that this one's gradient
   // was not finite.
   virtual std::vector<uint8_t> poison() const = 0;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <queue>
+#include <stdexcept>
 
 #include "half.h"
 
@@ -311,6 +312,13 @@ RunSlots fit_run_lengths(size_t n, size_t k, const uint32_t* indices, const floa
   // behind.
   for (; out.indices.size() < k && next < n; ++next) put(next, RunSlots::kFiller);
   return out;
+}
+
+IndexCoder index_coder(const std::string& name) {
+  if (name == "elias-fano") return IndexCoder::elias_fano;
+  if (name == "runlength16") return IndexCoder::runlength16;
+  if (name == "int32") return IndexCoder::int32;
+  throw std::invalid_argument("indices is '" + name + "'; allowed: elias-fano, runlength16, int32");
 }
 
 }  // namespace dgc

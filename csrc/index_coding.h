@@ -81,4 +81,7 @@ bool needs_fillers(size_t k, const uint32_t* indices);
 // k >= ceil(n / 65536).
 RunSlots fit_run_lengths(size_t n, size_t k, const uint32_t* indices, const float* values);
 
+// By its name, as descriptions of codecs have it. Throws std::invalid_argument naming it and what is allowed.
+IndexCoder index_coder(const std::string& name);
+
 }  // namespace dgc

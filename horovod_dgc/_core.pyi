@@ -202,6 +202,16 @@ class Codec:
         """
     def decode_votes(self, payloads: _Bytes, out: _Floats, scale: float = 1.0, threads: int = 1) -> None:
         """out[n] += scale * the sign of the sum of the payloads, NaN where that is; for a codec that votes."""
+    @property
+    def parts(self) -> int:
+        """Number of parts of equal length that a payload consists of, one for each worker; 0 if it has none."""
+    def reduce(self, part: int, received: _Bytes, randomness: Randomness = ...) -> tuple[_Bytes, int, _Floats]:
+        """What the worker of a part makes of the parts that N workers have sent it.
+
+        received: (N, nbytes / parts) or flat. Returns that part of a payload of the sum, which holds its largest
+        coordinates; the first coordinate of the part; and what found no room there, for the worker's residual. If the
+        sum is not finite, the part is that of poison(), and nothing is returned but zeros.
+        """
     def absorb(self, payloads: _Bytes, memory: _Floats) -> None:
         """What memory[memory] becomes when all workers' payloads, or their sum as one, have come back."""
     def poison(self) -> _Bytes:

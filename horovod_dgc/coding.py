@@ -45,6 +45,10 @@ class Coding:
         """The codec that sends the ``sent`` largest of ``numel`` coordinates."""
         return coordinates(numel, sent, values=self.values, indices=self.indices)
 
+    def divided(self, numel: int, sent: int, parts: int) -> _core.Codec:
+        """The codec that sends the largest of each of ``parts`` ranges, about ``sent`` of ``numel`` in all."""
+        return codec("ranges", n=numel, k=sent, parts=parts, indices=self.indices, values=self.values)
+
 
 def coordinates(
     numel: int,

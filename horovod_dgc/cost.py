@@ -5,6 +5,7 @@ second, each way) of the slowest link of the ring::
 
     allreduce    2 (N - 1) alpha + 2 (N - 1) / N * s / beta
     allgather      (N - 1) alpha +   (N - 1)     * s / beta
+    alltoall       (N - 1) alpha +   (N - 1) / N * s / beta
 
 (Thakur, Rabenseifner, Gropp, Int. J. High Performance Computing Applications 19(1), 2005, sections 4.1 and 4.5;
 Patarasuk and Yuan, J. Parallel and Distributed Computing 69(2), 2009.) With ``algorithm="doubling"`` ceil(log2 N) takes
@@ -17,7 +18,7 @@ step: their alpha and beta count, and those within the node only if there is no 
 
 Horovod puts tensors of one type that wait together into one message of up to a fusion threshold, so latency
 is paid for ceil(bytes / threshold) messages, where an allgather's bytes are those of its result (Horovod 0.28.1,
-``Controller::FuseResponses``).
+``Controller::FuseResponses``). It fuses no alltoalls.
 
 A step::
 
@@ -152,13 +153,15 @@ class Collective:
 COLLECTIVES: dict[str, Collective] = {
     "allreduce": Collective(2, lambda s, n: 2 * (n - 1) / n * s, lambda s, n: s),
     "allgather": Collective(1, lambda s, n: float((n - 1) * s), lambda s, n: n * s),
+    "alltoall": Collective(1, lambda s, n: (n - 1) / n * s, lambda s, n: s),
 }
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One gradient in one step: what a transport has to carry."""
+    """One gradient in one step, by its number in the model: what a transport has to carry."""
 
+    number: int
     method: Method
     shape: tuple[int, ...]
     outputs: Outputs
@@ -213,15 +216,30 @@ def _allreduce(tensor: Tensor, workers: int) -> Load:
     return Load("allreduce", (*_opening(plan), message), () if carried else (_FACTOR,), plan.sent)
 
 
+def _sparse_allreduce(tensor: Tensor, workers: int) -> Load:
+    way, plan = transport.resolved(tensor.plan, workers, "sparse-allreduce")
+    if way != "sparse-allreduce":
+        return TRANSPORTS[way](tensor, workers)
+    parts = Message("alltoall", str(tensor.number), plan.payload_nbytes)
+    sums = Message("allgather", "payload", plan.payload_nbytes // workers)
+    # The parts that come here, and then the sums.
+    return Load("sparse-allreduce", (parts, sums), (_FACTOR,), 2 * plan.sent)
+
+
 def _auto(tensor: Tensor, workers: int) -> Load:
-    return TRANSPORTS[transport.choose(tensor.plan, workers)](tensor, workers)
+    return TRANSPORTS[transport.resolved(tensor.plan, workers, None)[0]](tensor, workers)
 
 
 def _opening(plan: Plan) -> tuple[Message, ...]:
     return (Message("allreduce", "opening", plan.opening_nbytes),) if plan.opening_nbytes else ()
 
 
-TRANSPORTS: dict[str, Callable[[Tensor, int], Load]] = {"auto": _auto, "gather": _gather, "allreduce": _allreduce}
+TRANSPORTS: dict[str, Callable[[Tensor, int], Load]] = {
+    "auto": _auto,
+    "gather": _gather,
+    "allreduce": _allreduce,
+    "sparse-allreduce": _sparse_allreduce,
+}
 """From a tensor and the number of workers to what has to be carried; "auto" is what ``Compression`` does."""
 
 
@@ -292,7 +310,7 @@ def predict(
         method: None for Horovod's own allreduce of float32 gradients.
         compute: seconds of a worker's step without any exchange, > 0.
         rates: of the method, as :func:`horovod_dgc.rates.assumed` or :func:`horovod_dgc.rates.measured` gives them.
-        transport: "auto", "gather" or "allreduce", as for ``Compression``.
+        transport: "auto", "gather", "allreduce" or "sparse-allreduce", as for ``Compression``.
         overlap: share of the computation that the exchange may hide behind, in [0, 1]; 0 hides nothing.
         outputs: which axis counts a layer's output units: "first" (PyTorch) or "last" (Keras).
         step: number of the exchange, for a warm-up schedule; None for after it.
@@ -319,7 +337,7 @@ def predict(
             transports["allreduce"] += 1
             continue
         plan = method.plan(dimensions, step, outputs)
-        load = TRANSPORTS[transport](Tensor(method, dimensions, outputs, step), workers)
+        load = TRANSPORTS[transport](Tensor(tensors, method, dimensions, outputs, step), workers)
         for counts, messages in ((sent, load.messages), (control, load.control)):
             for message in messages:
                 counts[message.collective, message.group] += message.nbytes

@@ -1,35 +1,55 @@
-"""Which collective carries a tensor: a matter of cost, with the same result either way."""
+"""Which collectives carry a tensor: a matter of cost. None of them loses anything, or differs between ranks."""
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 from horovod_dgc import _checks
 from horovod_dgc.methods.base import Plan
 
-Transport = Literal["gather", "allreduce"]
+Transport = Literal["gather", "allreduce", "sparse-allreduce"]
 FLOAT32_NBYTES = 4
 
 
 def forced(name: object) -> Transport | None:
     """The transport that the option ``transport`` forces for every tensor; None for "auto", the choice by cost."""
-    _checks.one_of("transport", name, ("auto", "gather", "allreduce"))
+    _checks.one_of("transport", name, ("auto", *get_args(Transport)))
     return None if name == "auto" else cast(Transport, name)
 
 
+def resolved(plan: Plan, workers: int, wanted: Transport | None) -> tuple[Transport, Plan]:
+    """How a tensor travels among ``workers``, and its plan for that.
+
+    Args:
+        wanted: None for the choice by cost. A tensor that cannot travel by "sparse-allreduce" is chosen for by cost.
+    """
+    divided = plan.divided(workers) if workers > 1 else None
+    if divided is not None and (wanted == "sparse-allreduce" or (wanted is None and _divides(plan, divided, workers))):
+        return "sparse-allreduce", divided
+    if wanted is None or wanted == "sparse-allreduce":
+        return choose(plan, workers), plan
+    return wanted, plan
+
+
 def received_nbytes(plan: Plan, workers: int, transport: Transport) -> float:
-    """Bytes that cross each worker's link, one way, in a ring collective over ``workers`` workers.
+    """Bytes that cross each worker's link, one way, in ring collectives over ``workers`` workers.
 
     A gather brings every other worker's payload. An allreduce moves the dense tensor, or the payload where it
-    can be summed as it is, 2 (N - 1) / N times.
+    can be summed as it is, 2 (N - 1) / N times. A sparse allreduce brings every other worker's part of its payload,
+    and then the other workers' sums, as long.
+
+    Args:
+        plan: for "sparse-allreduce" a divided one.
     """
     if transport == "gather":
         return float((workers - 1) * plan.payload_nbytes)
+    if transport == "sparse-allreduce":
+        return 2 * (workers - 1) / workers * plan.payload_nbytes
     return 2 * (workers - 1) / workers * message_nbytes(plan, transport)
 
 
 def choose(plan: Plan, workers: int) -> Transport:
-    """The cheaper transport for one tensor; a tie goes to the allreduce, whose cost stays flat as N grows.
+    """The cheaper of a gather and an allreduce for one tensor; a tie goes to the allreduce, which stays flat with N.
 
     It depends on nothing but the plan and the number of workers, so all ranks agree.
     """
@@ -38,7 +58,20 @@ def choose(plan: Plan, workers: int) -> Transport:
 
 
 def message_nbytes(plan: Plan, transport: Transport) -> int:
-    """Bytes that one worker hands to Horovod for this tensor."""
+    """Bytes that one worker hands to Horovod for this tensor, whose plan is a divided one for "sparse-allreduce"."""
+    if transport == "sparse-allreduce":
+        return plan.payload_nbytes + plan.payload_nbytes // plan.codec.parts
     if transport == "gather" or plan.summable:
         return plan.payload_nbytes
     return plan.numel * FLOAT32_NBYTES
+
+
+def _divides(plan: Plan, divided: Plan, workers: int) -> bool:
+    """Whether a tensor is sent by ranges: where a gather has become too long, and that at least halves the dense bytes.
+
+    It puts off a part of what the workers have sent, which the other two do not.
+    """
+    if choose(plan, workers) == "gather":
+        return False
+    dense = received_nbytes(plan, workers, "allreduce")
+    return 2 * received_nbytes(divided, workers, "sparse-allreduce") <= dense

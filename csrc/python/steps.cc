@@ -221,6 +221,29 @@ void absorb(const Described& described, const py::object& payloads, const py::ob
   codec.absorb(p.data, p.count, kept);
 }
 
+// (payload, begin, returned): each array on its own memory.
+py::tuple reduce(const Described& described, size_t part, const py::object& received,
+                 const Randomness& randomness) {
+  const Codec& codec = *described.codec;
+  if (part >= codec.parts())
+    refuse("part", std::to_string(part),
+           "below the codec's number of parts, " + std::to_string(codec.parts()));
+  const size_t nbytes = codec.nbytes() / codec.parts();
+  const size_t begin = codec.begin(part);
+  const Payloads p = payloads_of(nbytes, received);
+  py::array_t<uint8_t> payload(static_cast<py::ssize_t>(nbytes));
+  py::array_t<float> returned(static_cast<py::ssize_t>(codec.begin(part + 1) - begin));
+  uint8_t* const out = payload.mutable_data();
+  float* const r = returned.mutable_data();
+  Context context;
+  context.randomness = randomness;
+  {
+    py::gil_scoped_release release;
+    codec.reduce(part, p.data, p.count, context, out, r);
+  }
+  return py::make_tuple(std::move(payload), begin, std::move(returned));
+}
+
 bool poisoned(const Described& described, const py::object& payloads) {
   const Payloads p = payloads_of(described.codec->nbytes(), payloads);
   return any_poisoned(*described.codec, p.data, p.count);
@@ -305,6 +328,8 @@ void bind_steps(py::module_* m) {
            py::arg("opened") = py::none())
       .def("decode_votes", &vote, py::arg("payloads"), py::arg("out"), py::arg("scale") = 1.0,
            py::arg("threads") = 1)
+      .def_property_readonly("parts", [](const Described& d) { return d.codec->parts(); })
+      .def("reduce", &reduce, py::arg("part"), py::arg("received"), py::arg("randomness") = Randomness())
       .def("absorb", &absorb, py::arg("payloads"), py::arg("memory"))
       .def("poison",
            [](const Described& d) {

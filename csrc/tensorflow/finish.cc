@@ -42,8 +42,9 @@ void check_received(const Tensor& received, const Codec& codec, Message message,
 
 // Whether the gradient of this variable was not finite on some rank, judging by what came back.
 bool poisoned(const Tensor& received, const Codec& codec, Message message, int64_t workers) {
-  return message == Message::payloads ? any_poisoned(codec, bytes_of(received), workers)
-                                      : first_is_nan(received, message);
+  if (message == Message::payloads) return any_poisoned(codec, bytes_of(received), workers);
+  if (message == Message::ranges) return any_poisoned(codec, bytes_of(received), 1);
+  return first_is_nan(received, message);
 }
 
 REGISTER_OP("HorovodDgcNonfinite")
@@ -138,6 +139,7 @@ REGISTER_OP("HorovodDgcFinish")
     .Input("loss_scale: double")
     .Input("opened: float")
     .Input("squares: float")
+    .Input("returned: float")
     .Input("state: K * resource")
     .Output("result: T")
     .SetIsStateful()
@@ -148,7 +150,9 @@ for a variable whose gradient was not finite on some rank, zeros for the others.
 
 gradient, payload, stage, applied, squares: of Propose.
 received: what came back from all `workers`, as bytes. messages: for each stage, what that is: 0 the payloads of all
-  ranks, one after another; 1 the sum of their dense forms in float32; 2 or 3 the sum of payloads in float32 or float16.
+  ranks, one after another; 1 the sum of their dense forms in float32; 2 or 3 the sum of payloads in float32 or float16;
+  4 the payload of the sum that HorovodDgcReduce makes the parts of.
+returned: of HorovodDgcReduce, for the residual; without elements elsewhere.
 carried: `received` has been multiplied already by what the user's options (Average, Sum) ask for.
 factor: otherwise, what they make of 1; float32, one element.
 loss_scale: factor that the result carries.
@@ -179,10 +183,9 @@ class FinishOp : public Operation {
     const auto message = static_cast<Message>(messages_.at(static_cast<size_t>(stage)));
     check_received(received, codec, message, workers_);
     // Nothing is committed unless what came back can be decoded.
-    if (message == Message::payloads)
-      validate(codec, bytes_of(received), static_cast<size_t>(workers_),
-               threads_for(context, received.NumElements()));
-    State state(context, 10, kept_, plan_);
+    if (message == Message::payloads || message == Message::ranges)
+      validate(codec, bytes_of(received), payloads_in(message), threads_for(context, received.NumElements()));
+    State state(context, 11, kept_, plan_);
     state.own(context);
     dgc::Context settings = plan_.context_of(state.counts()[kSteps], codec, &context->input(8),
                                              &context->input(9), threads_for(context, plan_.numel()));
@@ -207,14 +210,14 @@ class FinishOp : public Operation {
                           applied(kVelocityScale));
       const bool in_place = gradient.SharesBufferWith(wide);
       nonzero = commit(codec, settings, gradient, payload, update, in_place, &state);
+      if (message == Message::ranges) take_back(codec, context->input(10), state.residual());
       if (message != Message::dense && !in_place) std::fill(out, out + plan_.numel(), 0.0f);
       // Sums over workers, times what the options ask for, in the units of the loss as it is scaled.
       const double scale = (carried_ ? 1.0 : factor / static_cast<double>(workers_)) * loss_scale;
       deliver(codec, settings, received, message, codec.votes() ? 1.0f : static_cast<float>(scale), out);
       if (codec.votes()) vote(static_cast<float>(factor * loss_scale), out);
       if (state.memory() && message != Message::dense)
-        codec.absorb(bytes_of(received), message == Message::payloads ? static_cast<size_t>(workers_) : 1,
-                     state.memory());
+        codec.absorb(bytes_of(received), payloads_in(message), state.memory());
       if (state.has_velocity() && applied(kRate) > 0) *state.rate() = static_cast<float>(applied(kRate));
     }
     if (result->dtype() != tensorflow::DT_FLOAT) narrow(wide, result);
@@ -222,6 +225,21 @@ class FinishOp : public Operation {
   }
 
  private:
+  size_t payloads_in(Message message) const {
+    return message == Message::payloads ? static_cast<size_t>(workers_) : 1;
+  }
+
+  // Adds to the residual what found no room in the sum of this rank's range.
+  void take_back(const Codec& codec, const Tensor& returned, float* residual) const {
+    const size_t begin = codec.begin(static_cast<size_t>(plan_.rank()));
+    const size_t count = codec.begin(static_cast<size_t>(plan_.rank()) + 1) - begin;
+    if (static_cast<size_t>(returned.NumElements()) != count || residual == nullptr)
+      throw std::invalid_argument("returned has " + std::to_string(returned.NumElements()) +
+                                  " elements; allowed: " + std::to_string(count) + ", and a residual");
+    const float* values = returned.flat<float>().data();
+    for (size_t i = 0; i < count; ++i) residual[begin + i] += values[i];
+  }
+
   // Applies the proposal to the state, and zeroes the gradient if asked to; what was proposed is read back
   // from the payload. Returns the number of coordinates sent with a value other than zero.
   int64_t commit(const Codec& codec, const dgc::Context& settings, const Tensor& gradient,
@@ -250,8 +268,7 @@ class FinishOp : public Operation {
       for (int64_t i = 0; i < plan_.numel(); ++i) out[i] = values[i] * scale;
       return;
     }
-    codec.add(bytes_of(received), message == Message::payloads ? static_cast<size_t>(workers_) : 1, out,
-              scale, settings);
+    codec.add(bytes_of(received), payloads_in(message), out, scale, settings);
   }
 
   void vote(float factor, float* out) const {
@@ -274,6 +291,7 @@ class FinishOp : public Operation {
     step[skipped ? kSkipped : kSteps] = 1;
     step[kSent] =
         static_cast<int64_t>(message == Message::dense ? codec.n() * sizeof(float) : codec.nbytes()) +
+        static_cast<int64_t>(message == Message::ranges ? codec.nbytes() / codec.parts() : 0) +
         static_cast<int64_t>(codec.opening().agreed() * sizeof(float));
     step[kControl] = carried_ ? 0 : static_cast<int64_t>(sizeof(float));
     step[kDense] = static_cast<int64_t>(gradient.TotalBytes());

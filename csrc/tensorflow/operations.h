@@ -56,8 +56,9 @@ enum Applied {
 enum Progress { kStepsDone, kStepsSkipped, kWait, kLastWait, kProgress };
 
 // How the bytes that arrive at Finish are to be read: the payloads of all ranks, one after another; the sum
-// of their dense forms, in float32; or the sum of the payloads themselves, in either type.
-enum class Message { payloads, dense, float32, float16 };
+// of their dense forms, in float32; the sum of the payloads themselves, in either type; or the payload of
+// their sum that a sparse allreduce makes.
+enum class Message { payloads, dense, float32, float16, ranges };
 
 inline int64_t now() {
   using std::chrono::steady_clock;
@@ -135,6 +136,8 @@ class Plan {
                                   std::to_string(static_cast<int64_t>(codecs_.size()) - 1));
     return *codecs_[static_cast<size_t>(stage)];
   }
+
+  int64_t rank() const { return rank_; }
 
   int64_t numel() const { return static_cast<int64_t>(codecs_.front()->n()); }
 

@@ -271,6 +271,56 @@ class ProposeOp : public ArithmeticOp {
 };
 REGISTER_KERNEL_BUILDER(Name("HorovodDgcPropose").Device(DEVICE_CPU), ProposeOp);
 
+REGISTER_OP("HorovodDgcReduce")
+    .Attr("codecs: list(string)")
+    .Attr("seed: int")
+    .Attr("number: int")
+    .Attr("rank: int")
+    .Input("received: uint8")
+    .Input("stage: int64")
+    .Output("part: uint8")
+    .Output("returned: float")
+    .SetShapeFn([](InferenceContext* c) {
+      c->set_output(0, c->Vector(InferenceContext::kUnknownDim));
+      c->set_output(1, c->Vector(InferenceContext::kUnknownDim));
+      return absl::OkStatus();
+    })
+    .Doc(
+        "From the parts of all workers' payloads that this rank adds up to that part of their sum's payload, "
+        "and the "
+        "rest.");
+
+class ReduceOp : public Operation {
+ public:
+  explicit ReduceOp(OpKernelConstruction* context) : Operation(context), plan_(context) {}
+
+ protected:
+  void run(OpKernelContext* context) override {
+    const Tensor& received = context->input(0);
+    const Codec& codec = plan_.codec(context->input(1).scalar<int64_t>()());
+    const size_t part = static_cast<size_t>(plan_.rank());
+    if (part >= codec.parts())
+      throw std::invalid_argument("rank is " + std::to_string(part) +
+                                  "; allowed: below the codec's number of parts, " +
+                                  std::to_string(codec.parts()));
+    const size_t nbytes = codec.nbytes() / codec.parts();
+    if (static_cast<size_t>(received.NumElements()) != codec.nbytes())
+      throw std::invalid_argument("the parts of " + std::to_string(codec.parts()) + " ranks must have " +
+                                  std::to_string(codec.nbytes()) + " bytes in all, got " +
+                                  std::to_string(received.NumElements()) +
+                                  ": are all ranks at the same step of the density schedule?");
+    const int64_t count = static_cast<int64_t>(codec.begin(part + 1) - codec.begin(part));
+    Tensor* const payload = output(context, 0, TensorShape({static_cast<int64_t>(nbytes)}));
+    Tensor* const returned = output(context, 1, TensorShape({count}));
+    codec.reduce(part, bytes_of(received), codec.parts(), dgc::Context(),
+                 static_cast<uint8_t*>(data_of(*payload)), returned->flat<float>().data());
+  }
+
+ private:
+  Plan plan_;
+};
+REGISTER_KERNEL_BUILDER(Name("HorovodDgcReduce").Device(DEVICE_CPU), ReduceOp);
+
 REGISTER_OP("HorovodDgcMasked")
     .Attr("codecs: list(string)")
     .Attr("seed: int")

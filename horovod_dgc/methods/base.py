@@ -69,6 +69,19 @@ class Plan:
         count, reduction = self.codec.opening
         return 0 if reduction == "quantile" else count * 4
 
+    def divided(self, parts: int) -> Plan | None:
+        """The same with payloads of ``parts`` parts, each with the largest of one range of the coordinates.
+
+        Each part holds one coordinate at least, so that many parts may hold more than :attr:`sent` together. None where
+        that cannot be: it takes a residual, for what a range's worker finds no room for, a worker's own choice of
+        coordinates by magnitude, and as many coordinates as parts.
+        """
+        layout = self.codec.layout
+        if layout is None or not self.residual or self.every_coordinate or self.numel < parts:
+            return None
+        coding = Coding(layout.values.name, layout.indices.name.replace("_", "-"))
+        return replace(self, codec=coding.divided(self.numel, self.sent, parts))
+
     def whole(self) -> Plan:
         """The same tensor with everything sent as it is: what a lone worker does, which has nobody to send to."""
         return replace(self, codec=Coding("float32").codec(self.numel, self.numel))

@@ -38,14 +38,14 @@ def describe(console: Console, job: Job, predictions: Mapping[str, Prediction], 
     choice = recommended(predictions)
     table = Table(caption="bytes: handed over by one worker in a step; link: what it receives", caption_justify="left")
     table.add_column("method", overflow="fold")
-    table.add_column("gather +\nallreduce", justify="right", no_wrap=True)
+    table.add_column("gather + sparse\n+ allreduce", justify="right", no_wrap=True)
     for column in ("bytes", "dense /", "link bytes", "encode", "decode", "network", "step", "efficiency", "speedup"):
         table.add_column(column, justify="right", no_wrap=True)
     for label, p in predictions.items():
         sent = p.sent_nbytes + p.control_nbytes
         table.add_row(
             label,
-            f"{p.transports.get('gather', 0)} + {p.transports.get('allreduce', 0)}",
+            " + ".join(str(p.transports.get(way, 0)) for way in ("gather", "sparse-allreduce", "allreduce")),
             f"{sent:,}",
             f"{p.dense_nbytes / sent:.1f}" if sent else "",
             f"{p.link_nbytes:,.0f}",

@@ -52,8 +52,9 @@ class Compression(tf.Module):  # type: ignore[misc]
         variables: the model's trainable variables, after the model is built; in the same order on all ranks.
         second_moments: of the model's gradients, for methods that weigh by them, such as ``VarianceBased``; None for
             the squares of each step's gradient, which counts as one sample.
-        transport: "auto" picks for each variable the cheaper of gathered payloads and a dense allreduce of the
-            masked gradient; "gather" and "allreduce" force one.
+        transport: "auto" picks for each tensor the cheaper of gathered payloads and a dense allreduce of the masked
+            tensor, or, where both are long, a sparse allreduce by ranges of coordinates; "gather", "allreduce" and
+            "sparse-allreduce" force one. What cannot go by the last one goes by cost.
         hierarchical: average gradients inside a node, uncompressed, and let each of its ranks compress and keep the
             state of its own rows of each variable, so that a node sends what one rank sends otherwise. True for
             Horovod's nodes, or the number of consecutive ranks that count as one. Start Horovod with

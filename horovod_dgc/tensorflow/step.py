@@ -21,7 +21,9 @@ from horovod_dgc.tensorflow.tensors import Tensor
 from horovod_dgc.transport import Transport
 
 # What travels and comes back, as csrc/tensorflow numbers it.
-PAYLOADS, DENSE, SUM_OF_FLOAT32, SUM_OF_FLOAT16 = range(4)
+PAYLOADS, DENSE, SUM_OF_FLOAT32, SUM_OF_FLOAT16, RANGES = range(5)
+# What an allreduce can take.
+SUMS = (DENSE, SUM_OF_FLOAT32, SUM_OF_FLOAT16)
 
 
 class Exchange:
@@ -43,8 +45,10 @@ class Exchange:
         self._values = values
         self._members = members
         plans = [step.method.plan(tensor.shape, start, "last") for start in step.starts]
-        self._plans = plans if members.workers > 1 else [plan.whole() for plan in plans]
-        self._messages = [_message(plan, step.transport, members.workers) for plan in self._plans]
+        plans = plans if members.workers > 1 else [plan.whole() for plan in plans]
+        resolved = [transport.resolved(plan, members.workers, step.transport) for plan in plans]
+        self._plans = [plan for _, plan in resolved]
+        self._messages = [_message(plan, way) for way, plan in resolved]
         codecs = [plan.codec for plan in self._plans]
         self.codec = codecs[0]
         self.contribution: tf.Tensor | None = None
@@ -57,7 +61,7 @@ class Exchange:
         used = set(self._messages)
         # Horovod's own allreduce can take what is summed in one and the same way in all stages, unless its sign is
         # wanted, which takes no account of the factors that the allreduce puts in.
-        summed = len(used) == 1 and PAYLOADS not in used and not step.call.grouped
+        summed = len(used) == 1 and used <= set(SUMS) and not step.call.grouped
         self.carried = summed and tensor.part is None and not self.codec.votes
 
     def open(self, unscale: tf.Tensor, hyperparameters: Hyperparameters) -> None:
@@ -111,7 +115,11 @@ class Exchange:
             sample_ratio=self._plans[0].sample_ratio,
             **self._arithmetic,
         )
-        self.outgoing = self._summand(self._messages[0]) if self.carried else self._send()
+        self._returned = tf.zeros(0)
+        if self.carried:
+            self.outgoing = self._summand(self._messages[0])
+        else:
+            self.outgoing, self._returned = self._send()
 
     def message(self) -> tf.Tensor:
         """What Horovod is to allreduce: a carried message, or one element holding 1, for what its options make of 1.
@@ -135,6 +143,7 @@ class Exchange:
             self._step.loss_scale,
             self._opened,
             self._squares,
+            self._returned,
             self._tensor.state,
             kept=self._tensor.kept,
             nesterov=self._step.nesterov,
@@ -158,21 +167,30 @@ class Exchange:
             return tf.zeros(0)
         return moments * tf.cast((unscale / self._step.averaged_passes) ** 2, tf.float32)
 
-    def _send(self) -> tf.Tensor:
-        """Exchange the payload in the way of the current stage; returns what came back, as bytes."""
+    def _send(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Exchange the payload in the way of the current stage.
+
+        Returns:
+            What came back, as bytes, and what of a sparse allreduce's sum goes to the residual.
+        """
         used = sorted(set(self._messages))
         if len(used) == 1:
             return self._exchange(used[0])
         branch = tf.gather([used.index(message) for message in self._messages], self._stage)
-        return tf.switch_case(branch, [functools.partial(self._exchange, message) for message in used])
+        came, returned = tf.switch_case(branch, [functools.partial(self._exchange, message) for message in used])
+        return came, returned
 
-    def _exchange(self, message: int) -> tf.Tensor:
-        kind = ALLGATHER if message == PAYLOADS else ALLREDUCE
+    def _exchange(self, message: int) -> tuple[tf.Tensor, tf.Tensor]:
+        kind = ALLREDUCE if message in SUMS else ALLGATHER
         name = f"{kind}_{message}_{self._step.ordinal}_{self._tensor.position}"
-        options = {"name": name, "ignore_name_scope": True, "process_set": self._members.process_set}
+        options = {"ignore_name_scope": True, "process_set": self._members.process_set}
         if message == PAYLOADS:
-            return hvd.allgather(self.payload, **options)
-        return _bytes(hvd.allreduce(self._summand(message), op=hvd.Sum, **options))
+            return hvd.allgather(self.payload, name=name, **options), tf.zeros(0)
+        if message == RANGES:
+            parts = hvd.alltoall(self.payload, name=f"{name}_parts", **options)
+            part, returned = library.horovod_dgc_reduce(parts, self._stage, **self._coding)
+            return hvd.allgather(part, name=name, **options), returned
+        return _bytes(hvd.allreduce(self._summand(message), op=hvd.Sum, name=name, **options)), tf.zeros(0)
 
     def _summand(self, message: int) -> tf.Tensor:
         """The payload in a form that can be summed."""
@@ -187,9 +205,9 @@ def _bytes(values: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.bitcast(values, tf.uint8), [-1])
 
 
-def _message(plan: Plan, way: Transport | None, workers: int) -> int:
-    if (way or transport.choose(plan, workers)) == "gather":
-        return PAYLOADS
+def _message(plan: Plan, way: Transport) -> int:
+    if way != "allreduce":
+        return PAYLOADS if way == "gather" else RANGES
     if plan.summable is None:
         return DENSE
     return SUM_OF_FLOAT16 if plan.summable == np.float16 else SUM_OF_FLOAT32

@@ -66,6 +66,8 @@ class Exchange:
         self._handle: int | None = None
         self._opening: int | None = None
         self._carried = False
+        # First coordinate and values of what the other workers sent here and found no room in the result.
+        self._returned: tuple[int, FloatArray] | None = None
         self._inputs: Any = None
         self._proposal: Any = None
         self._encode_seconds = 0.0
@@ -89,7 +91,8 @@ class Exchange:
         if not plan.numel:
             return
         began = time.perf_counter()
-        self._transport = step.transport or transport.choose(plan, self._members.workers)
+        self._transport, plan = transport.resolved(plan, self._members.workers, step.transport)
+        self._plan = plan
         local = plan.momentum == "local" and step.takeover.momentum
         if entry.residual is None:
             entry.prepare(plan, step.takeover, step.dense_factor if plan.momentum == "local" else 1.0)
@@ -118,7 +121,7 @@ class Exchange:
             self.contribution = opening
         elif count:
             op = hvd.Max if reduction == "maximum" else hvd.Sum
-            name = f"horovod_dgc.{entry.name}.opening"
+            name = f"{self._name}.opening"
             self._opening = hvd.allreduce_async(
                 torch.from_numpy(opening), name=name, op=op, process_set=self._members.process_set
             )
@@ -135,8 +138,22 @@ class Exchange:
         return 0.0
 
     def land(self, *totals: TensorStats) -> float:
-        """Do what the other ranks of the node wait for once the step counts; here nobody does."""
-        return 0.0
+        """Do what the other ranks wait for before a tensor can be finished: add up the parts that came here.
+
+        Returns:
+            Seconds of waiting.
+        """
+        if self._transport != "sparse-allreduce":
+            return 0.0
+        began = time.perf_counter()
+        received, _ = hvd.synchronize(self._handle)
+        arrived = time.perf_counter()
+        process_set = self._members.process_set
+        codec, randomness = self._plan.codec, self._inputs.randomness
+        part, begin, values = codec.reduce(process_set.rank(), received.numpy(), randomness)
+        self._returned = (begin, values)
+        self._handle = hvd.allgather_async(torch.from_numpy(part), name=f"{self._name}.sums", process_set=process_set)
+        return arrived - began
 
     def proceed(self, settled: FloatArray | None) -> float:
         """Wait for what the workers agree upon, if they do, then encode and send what has not been.
@@ -197,7 +214,7 @@ class Exchange:
         arrived = time.perf_counter()
         if self.step.abandoned:
             result = self._abandon(received)
-        elif self._transport == "gather":
+        elif self._transport != "allreduce":
             result = self._add_up(self._rows(received), float(output))
         else:
             votes = self._plan.codec.votes
@@ -208,10 +225,11 @@ class Exchange:
         return gradient
 
     def _send(self, carried: bool) -> None:
-        name = f"horovod_dgc.{self._entry.name}"
-        if self._transport == "gather":
+        name = self._name
+        if self._transport != "allreduce":
             payload = torch.from_numpy(self._proposal.payload)
-            self._handle = hvd.allgather_async(payload, name=name, process_set=self._members.process_set)
+            send = hvd.allgather_async if self._transport == "gather" else hvd.alltoall_async
+            self._handle = send(payload, name=name, process_set=self._members.process_set)
             return
         if self._plan.summable is not None:
             message = torch.from_numpy(self._proposal.payload.view(self._plan.summable))
@@ -226,14 +244,20 @@ class Exchange:
         else:
             self._handle = hvd.allreduce_async(message, name=name, op=hvd.Sum, process_set=self._members.process_set)
 
+    @property
+    def _name(self) -> str:
+        return f"horovod_dgc.{self._entry.name}"
+
     def _rows(self, received: torch.Tensor) -> ByteArray:
+        """The payloads of all workers, or, of a sparse allreduce, that of their sum."""
         workers, nbytes = self._members.workers, self._plan.payload_nbytes
-        if received.numel() != workers * nbytes:
+        count = workers if self._transport == "gather" else 1
+        if received.numel() != count * nbytes:
             raise ValueError(
                 f"the payloads of {self._entry.name!r} must have {nbytes} bytes on each of {workers} ranks, got "
                 f"{received.numel()} in all: is the density schedule the same on every rank?"
             )
-        rows: ByteArray = received.numpy().reshape(workers, nbytes)
+        rows: ByteArray = received.numpy().reshape(count, nbytes)
         return rows
 
     def _add_up(self, payloads: ByteArray, factor: float) -> torch.Tensor:
@@ -293,12 +317,17 @@ class Exchange:
 
     def _commit(self, *, zero_grad: bool) -> None:
         self._backend.commit(self._inputs, self._proposal, zero_grad=zero_grad)
+        if self._returned is not None:
+            begin, values = self._returned
+            assert self._entry.residual is not None
+            here = self._entry.residual[begin : begin + len(values)]
+            here += torch.from_numpy(values).to(here.device)
         if self._inputs.velocity is not None:
             self._entry.stepped = True
 
     def _abandon(self, received: torch.Tensor) -> torch.Tensor:
         """NaN if any worker's gradient of this tensor was not finite, else zeros: no rank has changed state."""
-        if self._transport == "gather":
+        if self._transport != "allreduce":
             finite = not self._plan.codec.poisoned(self._rows(received))
         else:
             finite = bool(torch.isfinite(received).all())

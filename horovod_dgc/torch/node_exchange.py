@@ -110,6 +110,7 @@ class NodeExchange:
         """
         assert self._between is not None
         began = time.perf_counter()
+        self._between.land()
         mean = self._between.finish(torch.ones(1), 0.0, *totals)
         self._gathered = hvd.allgather_async(mean, name=f"{self._name}.gather", process_set=self._inside.process_set)
         for count in (self._entry.stats, *totals):

@@ -29,11 +29,11 @@ def test_bytes_are_those_of_traffic_and_of_the_plans(name: str, model: shapes.Sh
     compressor, workers = method(name), 8
     told = traffic(model, compressor)
     plans = [compressor.plan(shape) for shape in model.values()]
-    chosen = [transport.choose(plan, workers) for plan in plans]
+    chosen, plans = zip(*(transport.resolved(plan, workers, None) for plan in plans))
     auto = predict(model, compressor, Cluster(workers, GBIT), 0.1, rates=FREE)
     assert (auto.payload_nbytes, auto.dense_nbytes) == (told.total, told.dense)
     assert auto.sent_nbytes == sum(p.opening_nbytes + transport.message_nbytes(p, c) for p, c in zip(plans, chosen))
-    factors = sum(c == "gather" or p.codec.opening[0] > 0 or p.codec.votes for p, c in zip(plans, chosen))
+    factors = sum(c != "allreduce" or p.codec.opening[0] > 0 or p.codec.votes for p, c in zip(plans, chosen))
     assert auto.control_nbytes == 4 * factors + 4
     assert auto.transports == {c: chosen.count(c) for c in set(chosen)}
     openings = sum(p.opening_nbytes for p in plans) + auto.control_nbytes
@@ -42,6 +42,31 @@ def test_bytes_are_those_of_traffic_and_of_the_plans(name: str, model: shapes.Sh
     gathered = predict(model, compressor, Cluster(workers, GBIT), 0.1, rates=FREE, transport="gather")
     assert gathered.sent_nbytes == gathered.payload_nbytes == told.total
     assert gathered.transports == {"gather": len(model)}
+
+
+@pytest.mark.parametrize("workers", [2, 64, 3000])
+def test_a_sparse_allreduce_is_an_alltoall_and_a_gather_of_the_parts(workers: int) -> None:
+    compressor, shape = DGC(density=0.01), (2000, 1000)
+    plan = compressor.plan(shape).divided(workers)
+    cluster = Cluster(workers, GBIT, latency=1e-3)
+    told = predict({"w": shape, "v": shape}, compressor, cluster, 0.1, rates=FREE, transport="sparse-allreduce")
+    part = plan.payload_nbytes // workers
+    assert told.transports == {"sparse-allreduce": 2}
+    assert told.sent_nbytes == 2 * (plan.payload_nbytes + part)
+    received = 2 * transport.received_nbytes(plan, workers, "sparse-allreduce")
+    assert told.link_nbytes == pytest.approx(received + 2 * (workers - 1) / workers * told.control_nbytes)
+    # Two alltoalls, which are not fused, a gather of both sums, an allreduce of both factors and one of the flag.
+    latency = (workers - 1) * 1e-3
+    assert told.network == pytest.approx((2 + 1 + 2 * 2) * latency + told.link_nbytes / GBIT)
+
+
+def test_traffic_of_a_worker_stays_where_workers_become_many() -> None:
+    def link(workers: int, way: str) -> float:
+        cluster = Cluster(workers, GBIT)
+        return predict(shapes.alexnet(), DGC(), cluster, 0.1, rates=FREE, transport=way).link_nbytes
+
+    assert link(4096, "sparse-allreduce") < 2 * link(64, "sparse-allreduce") < 0.1 * link(64, "gather")
+    assert link(4096, "auto") < 0.1 * link(4096, "allreduce") < 0.2 * link(4096, "gather")
 
 
 def test_bytes_follow_a_warm_up_and_the_axis_of_output_units() -> None:
@@ -211,7 +236,7 @@ def test_wrong_clusters_are_refused(settings: dict[str, object], words: str) -> 
     [
         ({"compute": 0}, r"compute must be in \(0, inf\), got 0"),
         ({"overlap": 1.1}, r"overlap must be in \[0, 1\], got 1.1"),
-        ({"transport": "alltoall"}, "transport must be one of 'auto', 'gather', 'allreduce', got 'alltoall'"),
+        ({"transport": "alltoall"}, "transport must be one of .*'sparse-allreduce', got 'alltoall'"),
         ({"shapes": [(3, -1)]}, "shapes must be a whole number >= 0, got -1"),
     ],
 )

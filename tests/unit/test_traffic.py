@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
-from horovod_dgc import DGC, Warmup, shapes, traffic, transport
+from horovod_dgc import DGC, QSGD, RandomK, Warmup, shapes, traffic, transport
 
 PAPER = DGC(values="float32", indices="runlength16")
 
@@ -79,3 +81,38 @@ def test_many_workers_turn_a_gather_into_an_allreduce() -> None:
     plan = DGC(density=0.25).plan((1000, 1000))
     assert transport.choose(plan, 2) == "gather"
     assert transport.choose(plan, 32) == "allreduce"
+
+
+@pytest.mark.parametrize("workers", [2, 4, 16, 64, 1000, 10_000])
+@pytest.mark.parametrize("density", [0.001, 0.01, 0.25])
+def test_a_sparse_allreduce_where_a_gather_is_too_long_and_dense_twice_as_long(workers: int, density: float) -> None:
+    plan = DGC(density=density).plan((1000, 1000))
+    way, resolved = transport.resolved(plan, workers, None)
+    divided = plan.divided(workers)
+    gather, dense = (transport.received_nbytes(plan, workers, t) for t in ("gather", "allreduce"))
+    by_ranges = math.inf if divided is None else transport.received_nbytes(divided, workers, "sparse-allreduce")
+    expected = "gather" if gather < dense else "sparse-allreduce" if 2 * by_ranges <= dense else "allreduce"
+    assert way == expected
+    assert resolved == (divided if way == "sparse-allreduce" else plan)
+    # Whatever it is, nobody receives more than twice the dense tensor.
+    assert transport.received_nbytes(resolved, workers, way) <= dense
+
+
+def test_what_a_sparse_allreduce_cannot_carry_goes_by_cost() -> None:
+    for plan in (
+        DGC(density=1.0).plan((100, 100)),
+        DGC(density=0.5).plan((7, 1)),
+        DGC().plan((64,)),
+        RandomK(density=0.01).plan((100, 100)),
+        QSGD().plan((100, 100)),
+    ):
+        assert plan.divided(8) is None
+        assert transport.resolved(plan, 8, "sparse-allreduce") == (transport.choose(plan, 8), plan)
+
+
+def test_parts_of_a_payload_have_one_length() -> None:
+    plan = DGC(density=0.01, values="int8").plan((1003, 7))
+    divided = plan.divided(6)
+    assert divided.payload_nbytes % 6 == 0 and divided.codec.parts == 6
+    assert plan.sent <= divided.sent < plan.sent + 6
+    assert DGC(density=0.001).plan((50, 50)).divided(8).sent == 8

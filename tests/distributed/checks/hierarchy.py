@@ -73,7 +73,9 @@ def check_local_clipping_is_that_of_the_flat_transport() -> None:
 def check_nothing_is_lost() -> None:
     """Summed over ranks and steps, to the last bit: halves of whole numbers are exact."""
     count = 25
-    for transport, indices in itertools.product(("auto", "gather", "allreduce"), ("elias-fano", "runlength16")):
+    for transport, indices in itertools.product(
+        ("auto", "gather", "allreduce", "sparse-allreduce"), ("elias-fano", "runlength16")
+    ):
         model = Fed()
         method = DGC(density=0.02, values="float32", indices=indices, warmup=Warmup(steps=10))
         optimizer, compression = hierarchical(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import horovod.torch as hvd
+import numpy as np
 import torch
 
 from checks.common import (
@@ -17,10 +18,11 @@ from checks.common import (
     train,
     vector,
 )
-from horovod_dgc import DGC, Warmup
+from horovod_dgc import DGC, Warmup, _core
 
 VALUES = ("float32", "float16", "bfloat16", "int8", "int4")
 INDICES = ("elias-fano", "runlength16", "int32")
+TRANSPORTS = ("gather", "allreduce", "sparse-allreduce")
 
 
 def conserve(method: DGC, transport: str, exact: bool) -> None:
@@ -46,12 +48,12 @@ def conserve(method: DGC, transport: str, exact: bool) -> None:
 
 
 def check_nothing_is_lost_exactly() -> None:
-    for indices, transport in itertools.product(INDICES, ("gather", "allreduce")):
+    for indices, transport in itertools.product(INDICES, TRANSPORTS):
         conserve(DGC(density=0.02, values="float32", indices=indices), transport, exact=True)
 
 
 def check_nothing_is_lost_with_rounded_values() -> None:
-    for values, transport in itertools.product(VALUES[1:], ("gather", "allreduce")):
+    for values, transport in itertools.product(VALUES[1:], TRANSPORTS):
         conserve(DGC(density=0.02, values=values), transport, exact=False)
 
 
@@ -60,7 +62,7 @@ def check_nothing_is_lost_in_warmup() -> None:
 
 
 def check_ranks_identical_for_every_coding_and_transport() -> None:
-    grid = itertools.product(VALUES, INDICES, ("gather", "allreduce"))
+    grid = itertools.product(VALUES, INDICES, TRANSPORTS)
     for values, indices, transport in grid:
         model = small_model()
         method = DGC(density=0.05, values=values, indices=indices)
@@ -90,6 +92,50 @@ def check_both_transports_give_the_same_result() -> None:
         assert compression.stats().total.steps == 10
     assert torch.allclose(ends[0], ends[1], rtol=1e-5, atol=1e-5)
     assert residuals[0] == residuals[1]
+
+
+def check_a_sparse_allreduce_is_what_its_ranges_make_of_it() -> None:
+    """Against all workers in one process: parts, their sums, and what goes back to the residuals."""
+    workers, steps = hvd.size(), 8
+    for method in (DGC(density=0.05), DGC(density=0.05, values="int4", momentum_correction=False)):
+        model = Fed()
+        optimizer, compression = compressed(
+            method,
+            model,
+            torch.optim.SGD(model.parameters(), lr=1.0),
+            settings={"transport": "sparse-allreduce"},
+            op=hvd.Sum,
+        )
+        plan = method.plan((40, 50)).divided(workers)
+        codec, part_nbytes = plan.codec, plan.payload_nbytes // workers
+        states = [method.init((40, 50)) for _ in range(workers)]
+        expected = np.zeros(2000, np.float32)
+        for step in range(steps):
+            optimizer.zero_grad()
+            model.backward(model.feed(step, hvd.rank()))
+            optimizer.step()
+            payloads = []
+            for rank, state in enumerate(states):
+                gradient = model.feed(step, rank)[0].numpy().ravel()
+                proposal = _core.encode(codec, _core.Update(), gradient, state.residual, state.velocity)
+                payloads.append(np.array(proposal.payload))
+            parts = np.stack(payloads).reshape(workers, workers, part_nbytes)
+            sums = []
+            for rank, state in enumerate(states):
+                part, begin, returned = codec.reduce(rank, np.ascontiguousarray(parts[:, rank]))
+                state.residual[begin : begin + len(returned)] += returned
+                sums.append(part)
+            total = np.zeros(2000, np.float32)
+            codec.decode_add(np.concatenate(sums), total)
+            assert 0 < np.count_nonzero(total) <= plan.sent
+            expected -= total
+        entry = compression._tensors[1]
+        assert entry.name == "weight"
+        np.testing.assert_array_equal(model.weight.detach().numpy().ravel(), expected)
+        np.testing.assert_array_equal(entry.residual.numpy(), states[hvd.rank()].residual)
+        sent = steps * (plan.payload_nbytes + part_nbytes)
+        assert compression.stats().tensors["weight"].sent == sent
+        assert_ranks_identical(model, "sparse allreduce")
 
 
 def check_plain_torch_equals_the_core_bit_for_bit() -> None:
@@ -148,6 +194,7 @@ def check_a_skipped_step_changes_nothing() -> None:
         (DGC(density=0.05, values="int4"), "auto"),
         (DGC(density=0.05, values="int8", clip_norm=1.0), "gather"),
         (DGC(density=0.05, clip_norm=1.0), "allreduce"),
+        (DGC(density=0.05), "sparse-allreduce"),
     ):
         undisturbed = _poisoned_run(None, method, transport, 0.0)
         for where, value in (("weight", float("nan")), ("weight", float("-inf")), ("bias", float("inf"))):

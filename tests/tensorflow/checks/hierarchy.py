@@ -68,7 +68,7 @@ def check_local_clipping_is_that_of_the_flat_transport() -> None:
 def check_nothing_is_lost() -> None:
     """Summed over ranks and steps, to the last bit: halves of whole numbers are exact."""
     count = 15
-    for transport in ("auto", "gather", "allreduce"):
+    for transport in ("auto", "gather", "allreduce", "sparse-allreduce"):
         model = Fed()
         method = DGC(density=0.02, values="float32", warmup=Warmup(steps=10))
         settings = {"transport": transport}
