@@ -38,7 +38,7 @@ def describe(console: Console, job: Job, predictions: Mapping[str, Prediction], 
     choice = recommended(predictions)
     table = Table(caption="bytes: handed over by one worker in a step; link: what it receives", caption_justify="left")
     table.add_column("method", overflow="fold")
-    table.add_column("gather + sparse\n+ allreduce", justify="right", no_wrap=True)
+    table.add_column("gather +\nsparse +\nallreduce", justify="right", no_wrap=True)
     for column in ("bytes", "dense /", "link bytes", "encode", "decode", "network", "step", "efficiency", "speedup"):
         table.add_column(column, justify="right", no_wrap=True)
     for label, p in predictions.items():
