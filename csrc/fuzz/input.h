@@ -18,7 +18,7 @@ namespace dgc::fuzz {
 constexpr uint32_t kFewElements = 1 << 11;   // enough for every codec's rules, and quickly decoded
 constexpr uint32_t kMostElements = 1 << 17;  // more than a run of runlength16 spans, or one thread takes
 
-enum Kind : uint8_t { kCoordinates, kRandom, kSketch, kLowRank, kText, kKinds };
+enum Kind : uint8_t { kCoordinates, kRandom, kSketch, kLowRank, kRanges, kText, kKinds };
 
 enum Flag : uint8_t {
   kLarge = 1,   // up to kMostElements
@@ -95,6 +95,9 @@ inline std::string description(const Header& h) {
     case kSketch:
       return "sketch" + shape + " rows=" + std::to_string(1 + h.a % 7) +
              " columns=" + std::to_string(1 + h.b % 999);
+    case kRanges:
+      return "ranges" + shape + " parts=" + std::to_string(exact || n == 0 ? h.b : 1 + h.b % n) +
+             " indices=" + one_of(kIndices, h.indices) + " values=" + value_coder(h);
     default:
       const unsigned rank = exact ? h.k % 100 : 1 + h.k % std::min(rows, columns);
       return "lowrank rows=" + std::to_string(rows) + " columns=" + std::to_string(columns) +

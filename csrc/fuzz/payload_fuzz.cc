@@ -3,6 +3,8 @@
 // before anything is decoded, and even reading a layout unchecked stays within its bytes. Any floats as what
 // the opening round came to. Any finite gradient makes a payload that check() passes and that decodes to what
 // the proposal says. Any text as a codec's description.
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 
@@ -57,6 +59,34 @@ void require_canonical(const dgc::Layout& layout, const uint8_t* payload,
   require(std::memcmp(again.get(), layout.index_part(payload), nbytes) == 0, "a checked stream is canonical");
 }
 
+// Each part of one payload by itself: what comes out is valid, and with what is returned it is what went in,
+// or, where that is not finite, poison.
+void reduce_alone(const Codec& codec, const uint8_t* payload, const std::vector<float>& decoded) {
+  const size_t nbytes = codec.nbytes() / codec.parts();
+  std::unique_ptr<uint8_t[]> reduced(new uint8_t[codec.nbytes()]);
+  std::vector<float> returned(codec.n()), again(codec.n(), 0.0f);
+  for (size_t part = 0; part < codec.parts(); ++part)
+    codec.reduce(part, payload + part * nbytes, 1, Context(), reduced.get() + part * nbytes,
+                 returned.data() + codec.begin(part));
+  require(codec.check(reduced.get()).empty(), "parts that are reduced are a valid payload");
+  codec.add(reduced.get(), 1, again.data(), 1.0f, Context());
+  for (size_t part = 0; part < codec.parts(); ++part) {
+    const auto first = decoded.begin() + static_cast<long>(codec.begin(part));
+    const auto last = decoded.begin() + static_cast<long>(codec.begin(part + 1));
+    if (!std::all_of(first, last, [](float x) { return std::isfinite(x); })) {
+      require(std::isnan(again[codec.begin(part)]), "a part that is not finite is poison");
+      continue;
+    }
+    // Some coders code values near the largest float as more than that.
+    if (std::any_of(first, last, [](float x) { return std::fabs(x) > 1e30f; })) continue;
+    for (size_t i = codec.begin(part); i < codec.begin(part + 1); ++i) {
+      const float size = std::max(std::fabs(again[i]), std::fabs(decoded[i]));
+      require(std::fabs(again[i] + returned[i] - decoded[i]) <= 1e-6f * size + 1e-40f,
+              "nothing is lost where parts are reduced");
+    }
+  }
+}
+
 void read_checked(const Input& input, const std::vector<float>& memory) {
   const Codec& codec = *input.codec;
   const uint8_t* payload = input.payload.get();
@@ -74,6 +104,7 @@ void read_checked(const Input& input, const std::vector<float>& memory) {
   } else {
     require(once.empty() || std::isnan(once[0]), "what cannot be decoded is NaN");
   }
+  if (codec.parts() > 0) reduce_alone(codec, payload, once);
   std::vector<float> after = memory;
   codec.absorb(payload, 1, after.data());
 }

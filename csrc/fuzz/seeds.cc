@@ -80,11 +80,14 @@ int main(int count, char** arguments) {
       header.values = values;
       header.kind = dgc::fuzz::kRandom;
       seed(header, &random, &folder);
-      header.kind = dgc::fuzz::kCoordinates;
       for (uint8_t indices = 0; indices < std::size(dgc::fuzz::kIndices); ++indices) {
         header.indices = indices;
-        seed(header, &random, &folder);
+        for (const uint8_t kind : {dgc::fuzz::kCoordinates, dgc::fuzz::kRanges}) {
+          header.kind = kind;
+          seed(header, &random, &folder);
+        }
       }
+      header.kind = dgc::fuzz::kCoordinates;
     }
     header.values = header.indices = 0;
     for (uint8_t selector = 1; selector < std::size(dgc::fuzz::kSelectors); ++selector) {

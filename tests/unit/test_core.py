@@ -373,3 +373,43 @@ def test_the_gil_is_released():
     finally:
         sys.setswitchinterval(interval)
     assert ticks > 10
+
+
+class TestParts:
+    codec = core.Codec("ranges n=100 k=10 parts=4 indices=int32 values=float32")
+
+    def parts(self) -> np.ndarray:
+        rng = np.random.default_rng(0)
+        residuals = [rng.standard_normal(100).astype(np.float32) for _ in range(3)]
+        payloads = [
+            core.encode(self.codec, core.Update(), np.zeros(100, np.float32), residual).payload
+            for residual in residuals
+        ]
+        return np.stack(payloads).reshape(3, 4, -1)
+
+    def test_what_is_reduced_and_returned_is_the_sum(self) -> None:
+        parts, total = self.parts(), np.zeros(100, np.float32)
+        self.codec.decode_add(parts.reshape(3, -1), total)
+        reduced = [self.codec.reduce(part, np.ascontiguousarray(parts[:, part])) for part in range(4)]
+        assert [begin for _, begin, _ in reduced] == [0, 25, 50, 75]
+        kept = np.zeros(100, np.float32)
+        self.codec.decode_add(np.concatenate([payload for payload, _, _ in reduced]), kept)
+        assert 0 < np.count_nonzero(kept) <= self.codec.sent < np.count_nonzero(total)
+        np.testing.assert_array_equal(kept + np.concatenate([returned for _, _, returned in reduced]), total)
+
+    def test_refuses_wrong_parts(self) -> None:
+        one = np.ascontiguousarray(self.parts()[:, 0])
+        with pytest.raises(ValueError, match=r"part.* 4"):
+            self.codec.reduce(4, one)
+        with pytest.raises(ValueError, match=r"part.* 0"):
+            core.Codec("coordinates n=100 k=10 indices=int32 values=float32 select=largest").reduce(0, one)
+        with pytest.raises(ValueError, match=r"payloads|received"):
+            self.codec.reduce(0, one.ravel()[:-1].copy())
+        one[1, -1] = 0xFF
+        with pytest.raises(ValueError, match="1"):
+            self.codec.reduce(0, one)
+
+    @pytest.mark.parametrize("parts", [0, 101])
+    def test_refuses_wrong_numbers_of_parts(self, parts: int) -> None:
+        with pytest.raises(ValueError, match=rf"parts is '?{parts}'?; allowed"):
+            core.Codec(f"ranges n=100 k=10 parts={parts} indices=int32 values=float32")
