@@ -15,7 +15,7 @@ from types import FrameType
 import click
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from cluster import folders
+from cluster import accounting, folders
 from cluster.lab import MOST_HOSTS, Lab
 from cluster.links import RATES, Traffic
 from support import report
@@ -55,6 +55,34 @@ def lab(hosts: int, rate: str, with_bytes: bool, command: tuple[str, ...]) -> No
         if with_bytes:
             show(made.bytes())
     sys.exit(status)
+
+
+@main.command("bytes")
+@hosts_option
+@rate_option
+@click.option("--launcher", type=click.Choice(accounting.LAUNCHERS), default="horovodrun", show_default=True)
+@click.option("--method", default="dgc:density=0.05", show_default=True, help="As in the examples' --compression.")
+@click.option("--transport", type=click.Choice(["auto", "gather", "allreduce"]), default="auto", show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=20, show_default=True)
+def compare_bytes(hosts: int, rate: str, launcher: str, method: str, transport: str, steps: int) -> None:
+    """Train a known number of steps and compare the bytes at each interface with what stats() says was sent."""
+    with Lab(hosts=hosts, rate=rate) as made:
+        accounts = accounting.compare(made, launcher=launcher, method=method, transport=transport, steps=steps)
+    report.table(
+        f"{steps} steps of {method} under {launcher}, {hosts} hosts, {rate}: bytes sent by each host",
+        ["host", "by stats()", "at the interface", "as on a wire", "wire / stats()", "overhead, subtracted"],
+        [
+            [
+                host,
+                f"{account.expected:,.0f}",
+                f"{account.sent:,}",
+                f"{account.wire_sent:,}",
+                f"{account.wire_sent / account.expected:.3f}",
+                f"{account.overhead:,}",
+            ]
+            for host, account in zip(made.addresses, accounts)
+        ],
+    )
 
 
 @main.command("list")

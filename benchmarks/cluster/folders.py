@@ -7,10 +7,12 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+from cluster.namespaces import POLL_SECONDS, SECONDS_TO_END, alive
 
 PARENT = Path("/run")
 PREFIX = "horovod_dgc_lab-"
@@ -94,4 +96,6 @@ def _kill_holders(path: Path) -> None:
             if command and Path(command[0]).name == "unshare" and str(path) in command:
                 process.kill()
                 holders.append(process)
-    psutil.wait_procs(holders, timeout=10)
+    deadline = time.monotonic() + SECONDS_TO_END
+    while any(map(alive, holders)) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)

@@ -22,11 +22,12 @@ RATES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes and packets of one host's interface since its start.
+    """Bytes of one host's interface since its start.
 
-    The kernel hands a virtual link up to 64 KiB at a time under one header. ``sent`` and ``received`` are
-    the interface's own counters and count that header once; ``wire_sent`` and ``wire_received`` are the queues' counters and
-    count every packet of 1500 bytes with the headers that it would have on a wire. The rates are kept in terms of the latter.
+    The kernel hands a virtual link up to 64 KiB at a time under one header. ``sent`` and ``received`` are the
+    interface's own counters and count that header once. ``wire_sent`` and ``wire_received`` are the queues' counters
+    and count every packet of 1500 bytes with the headers that it would have on a wire; the rates are kept in terms of
+    these.
     """
 
     sent: int = 0

@@ -15,7 +15,16 @@ from cluster.tools import LabError, find, output, search_path
 
 KINDS = ("net", "uts", "ipc", "mount", "pid")
 SECONDS_TO_START = 20.0
+SECONDS_TO_END = 10.0
 POLL_SECONDS = 0.01
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether the process runs, and is not just waiting for its parent to hear of its end."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 class Namespaces:
@@ -62,7 +71,7 @@ class Namespaces:
             self.require_alive()
             with contextlib.suppress(psutil.NoSuchProcess):
                 for child in psutil.Process(self._holder.pid).children():
-                    return child.pid
+                    return int(child.pid)
             time.sleep(POLL_SECONDS)
         raise LabError(f"{self.name}: no process in its namespaces after {SECONDS_TO_START:g} s")
 
@@ -101,10 +110,16 @@ class Namespaces:
         return output(self.entering(command, kinds))
 
     def clear(self) -> None:
-        """Kill every process inside but the first."""
+        """Kill every process inside but the first, and wait for their end."""
         self.require_alive()
         # With nothing to kill, kill fails.
         self.output(["sh", "-c", "kill -s KILL -- -1 || true"], ("pid",))
+        deadline = time.monotonic() + SECONDS_TO_END
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while any(map(alive, psutil.Process(self.first).children(recursive=True))):
+                if time.monotonic() > deadline:
+                    raise LabError(f"{self.name}: killed processes are still there after {SECONDS_TO_END:g} s")
+                time.sleep(POLL_SECONDS)
 
     def close(self) -> None:
         """End all processes inside, and so the namespaces; returns when they are gone."""
@@ -114,7 +129,7 @@ class Namespaces:
                     # The holder ends when it has seen this one end, which the kernel lets happen last of all inside.
                     first.send_signal(signal.SIGKILL)
                     with contextlib.suppress(subprocess.TimeoutExpired):
-                        self._holder.wait(timeout=SECONDS_TO_START)
+                        self._holder.wait(timeout=SECONDS_TO_END)
         if self._holder.poll() is None:
             self._holder.kill()
         self._holder.wait()

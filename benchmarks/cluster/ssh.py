@@ -23,11 +23,12 @@ mount -t sysfs sysfs /sys
 echo "$2" >/proc/sys/kernel/hostname
 mount --bind {INSIDE}/hosts /etc/hosts
 mount --bind {INSIDE}/ssh_config /etc/ssh/ssh_config
-if grep -q '^root:!' /etc/shadow; then
-  # A locked password keeps sshd from letting root in with a key, too.
-  (umask 077; sed 's/^root:![^:]*/root:*/' /etc/shadow >{INSIDE}/shadow)
-  mount --bind {INSIDE}/shadow /etc/shadow
-fi
+# A locked password keeps sshd from letting root in with a key, too.
+(umask 077; sed 's/^root:![^:]*/root:*/' /etc/shadow >{INSIDE}/shadow)
+# A profile that bash reads may put another Python first, take long, or not like to be killed.
+sed 's|^\\(root:.*:\\)[^:]*$|\\1/bin/sh|' /etc/passwd >{INSIDE}/passwd
+mount --bind {INSIDE}/shadow /etc/shadow
+mount --bind {INSIDE}/passwd /etc/passwd
 exec {{sshd}} -D -e -f {INSIDE}/sshd_config
 """
 MODES = {"host_key": 0o600, "user_key": 0o600, "login": 0o755}
@@ -48,7 +49,6 @@ MaxSessions 100
 ForceCommand {INSIDE}/login
 """
 
-# The shell that sshd starts this with has read the user's profile, which may have put another Python first.
 LOGIN = """\
 #!/bin/bash
 {exports}
