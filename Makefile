@@ -40,14 +40,17 @@ define fuzz
 	  -artifact_prefix=build/fuzz/checkpoint/
 endef
 
-.PHONY: help env env-tf215 demo demo-tensorflow test test-quick test-tf215 lint cpp-test cpp-test-asan cpp-test-tsan \
-  fuzz fuzz-quick soak bench bench-family convergence convergence-quick clean
+.PHONY: help env env-lab env-tf215 demo demo-tensorflow test test-cluster test-quick test-tf215 lint cpp-test \
+  cpp-test-asan cpp-test-tsan fuzz fuzz-quick soak bench bench-family convergence convergence-quick clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 env: ## Set up .venv with all that the other targets need; they call it themselves
 	@tools/env.sh
+
+env-lab: ## The same, and the Debian packages that the network lab needs
+	@tools/env.sh --lab
 
 env-tf215: ## Set up .venv-tf215, with TensorFlow 2.15 and Keras 2
 	@tools/env.sh tf215
@@ -68,10 +71,14 @@ test-tf215: VENV := .venv-tf215
 test-tf215: env-tf215 ## TensorFlow tests with TensorFlow 2.15 and Keras 2
 	$(PYTEST) tests/tensorflow
 
+test-cluster: env-lab ## The network lab of benchmarks/cluster, and jobs across its hosts; needs root
+	$(PYTEST) tests/cluster
+
 lint: env ## Style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy horovod_dgc
+	MYPYPATH=benchmarks $(BIN)/mypy --explicit-package-bases benchmarks/cluster
 
 cpp-test: env ## C++ unit tests
 	$(call cpp_tests,cpp,)
