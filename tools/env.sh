@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Prepares everything that the Makefile's targets need: system packages, an environment, pinned packages,
 # Horovod and the package itself. Does only what is missing, so that it can be run before every target.
-# Usage: env.sh [--lab] [NAME]. Without NAME the environment is .venv, made from requirements/*.txt and with the package
+# Usage: env.sh [--lab|--containers] [NAME]. Without NAME the environment is .venv, made from requirements/*.txt and with the package
 # in editable mode; with it .venv-NAME, made from requirements/NAME/*.txt and with the package copied in.
-# --lab adds the system packages that the network lab of benchmarks/cluster needs.
+# --lab adds the system packages that the network lab of benchmarks/cluster needs, --containers those besides with which
+# the image of docker/ is built and run.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,9 +12,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 unset PYTHONPATH PYTHONHOME MAKEFLAGS MFLAGS MAKELEVEL
 export PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0
 
-lab=
-if [[ ${1:-} == --lab ]]; then
-  lab=1
+extra=
+if [[ ${1:-} == --* ]]; then
+  extra=${1#--}
   shift
 fi
 name=${1:-}
@@ -74,7 +75,10 @@ os.stat(os.path.join(sysconfig.get_path("include"), "Python.h"))' 2>/dev/null ||
     # A package of its own, but in older distributions.
     [[ $(. /etc/os-release && echo "$ID $VERSION_ID") == "ubuntu 22.04" ]] || echo libclang-rt-dev
   fi
-  [[ -z $lab ]] || missing_lab_packages
+  case $extra in
+    lab) missing_lab_packages ;;
+    containers) missing_lab_packages && missing_container_packages ;;
+  esac
 }
 
 missing_lab_packages() {
@@ -82,6 +86,13 @@ missing_lab_packages() {
   local PATH=$PATH:/usr/sbin:/sbin
   command -v ip >/dev/null && command -v tc >/dev/null || echo iproute2
   command -v sshd >/dev/null || echo openssh-server
+}
+
+missing_container_packages() {
+  local program
+  for program in buildah podman runc mmdebstrap; do
+    PATH=$PATH:/usr/sbin:/sbin command -v "$program" >/dev/null || echo "$program"
+  done
 }
 
 install_system_packages() {
@@ -217,6 +228,7 @@ install_package() {
   echo "$digest" >"$package_stamp"
 }
 
+[[ $extra =~ ^(|lab|containers)$ ]] || die "there is no --$extra: --lab or --containers"
 [[ -d $requirements ]] || die "there is no environment $name: no folder $requirements"
 install_system_packages
 exec 9>"$venv.lock"
