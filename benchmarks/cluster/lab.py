@@ -185,9 +185,9 @@ class Lab:
                 child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=SECONDS_TO_STOP)
-        self._clear()
         process.kill()
         process.wait()
+        self._clear()
 
     def _clear(self) -> None:
         for host in self._hosts.values():

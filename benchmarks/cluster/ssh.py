@@ -25,13 +25,13 @@ mount --bind {INSIDE}/hosts /etc/hosts
 mount --bind {INSIDE}/ssh_config /etc/ssh/ssh_config
 # A locked password keeps sshd from letting root in with a key, too.
 (umask 077; sed 's/^root:![^:]*/root:*/' /etc/shadow >{INSIDE}/shadow)
-# A profile that bash reads may put another Python first, take long, or not like to be killed.
-sed 's|^\\(root:.*:\\)[^:]*$|\\1/bin/sh|' /etc/passwd >{INSIDE}/passwd
+# What bash reads at a login may put another Python first, take long, or not like to be killed.
+sed 's|^\\(root:.*:\\)[^:]*$|\\1{INSIDE}/bash|' /etc/passwd >{INSIDE}/passwd
 mount --bind {INSIDE}/shadow /etc/shadow
 mount --bind {INSIDE}/passwd /etc/passwd
 exec {{sshd}} -D -e -f {INSIDE}/sshd_config
 """
-MODES = {"host_key": 0o600, "user_key": 0o600, "login": 0o755}
+MODES = {"host_key": 0o600, "user_key": 0o600, "bash": 0o755}
 READY = "Server listening on"
 
 SSHD_CONFIG = f"""\
@@ -46,13 +46,13 @@ KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 MaxStartups 100
 MaxSessions 100
-ForceCommand {INSIDE}/login
 """
 
-LOGIN = """\
-#!/bin/bash
+# Its name matters: Open MPI has any other shell but bash read a profile.
+SHELL = """\
+#!/bin/sh
 {exports}
-exec bash --norc ${{SSH_ORIGINAL_COMMAND:+-c "$SSH_ORIGINAL_COMMAND"}}
+exec /bin/bash --norc "$@"
 """
 
 SSH_CONFIG = f"""\
@@ -88,7 +88,7 @@ def write_files(folder: Path, addresses: Mapping[str, str], environment: Mapping
     (files / "hosts").write_text("\n".join(["127.0.0.1 localhost", *names, ""]))
     (files / "ssh_config").write_text(SSH_CONFIG)
     exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in environment.items())
-    (files / "login").write_text(LOGIN.format(exports=exports))
+    (files / "bash").write_text(SHELL.format(exports=exports))
     (files / "sshd_config").write_text(SSHD_CONFIG)
     for path in files.iterdir():
         path.chmod(MODES.get(path.name, 0o644))

@@ -45,13 +45,13 @@ def test_the_interfaces_count_what_stats_says(launcher: str) -> None:
     with Lab(rate="1gbit") as lab:
         accounts = accounting.compare(lab, launcher=launcher, steps=10, transport="gather")
     for account in accounts:
-        # Payloads of three matrices of 4.4 million elements at 5 %, and three dense biases, ten times.
-        assert 10 * 4.4e6 * 0.05 * 2 < account.expected < 10 * 4.4e6 * 0.05 * 4.5
-        # Not a byte less than stats() says, and above it little more than a header for each 64 KiB handed to the link
-        # and the exchange of small messages that settles what comes next, some 10 kB a step under Gloo.
-        assert 0.99 < account.sent / account.expected < 1.06
+        # Ten payloads of 4.4 million elements at 5 %: two bytes for each value, and less than one for its place.
+        assert 10 * 4.4e6 * 0.05 * 2 < account.expected < 10 * 4.4e6 * 0.05 * 3.2
+        # Beside the payloads there is a header for each 64 KiB handed to the link, and small messages that settle what
+        # comes next, some 10 kB a step under Gloo. What is subtracted for these is right to a per cent of the whole.
+        assert 0.98 < account.sent / account.expected < 1.04
         # On a wire each 1448 bytes have headers of 66, and what comes back is acknowledged in packets of 66.
-        assert 1.03 < account.wire_sent / account.expected < 1.12
+        assert 1.03 < account.wire_sent / account.expected < 1.09
 
 
 @pytest.mark.without_lab

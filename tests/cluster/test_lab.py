@@ -152,6 +152,8 @@ def test_a_killed_lab_is_gone_and_its_folder_goes_with_the_next(machine: Machine
 def test_down_ends_a_lab_in_use(machine: Machine) -> None:
     with Lab() as lab:
         held = networks(lab)
+        shown = subprocess.run([*CLI, "list"], capture_output=True, text=True, check=True).stdout
+        assert f"{lab.name}: in use" in shown.splitlines()
         down = threading.Timer(1.0, subprocess.run, [[*CLI, "down", lab.name]], {"check": True})
         down.start()
         with pytest.raises(LabError, match=r"sleep failed|node1 ended"):

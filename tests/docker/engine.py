@@ -16,6 +16,9 @@ from pathlib import Path
 PACKAGES = {"podman": "podman", "buildah": "buildah", "runc": "runc", "mmdebstrap": "mmdebstrap"}
 PIP_SETTINGS = ("cert", "extra-index-url", "find-links", "index-url", "proxy", "trusted-host")
 BASE = "localhost/horovod_dgc_base"
+# What podman and runc make outside their store, inner folders first, and the files therein.
+FOLDERS = tuple(map(Path, ("/run/runc", "/var/lib/containers/cache", "/var/lib/containers")))
+FILES = ("blob-info-cache-v1.boltdb",)
 # Where a container engine lacks CAP_SYS_RESOURCE it cannot raise its own defaults to theirs.
 LIMITS = ("--ulimit", "nofile=4096:4096", "--ulimit", "nproc=4096:4096", "--shm-size", "256m")
 
@@ -37,10 +40,21 @@ class Engine:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="horovod_dgc_image-"))
         self._store = ["--root", str(self.folder / "store"), "--runroot", str(self.folder / "run")]
+        self._folders_found = {folder for folder in FOLDERS if folder.exists()}
 
     def podman(self, *arguments: str, check: bool = True, time_limit: float = 300.0) -> str:
         """What podman prints, errors included; AssertionError with it where podman fails."""
-        command = ["podman", *self._store, "--runtime", "runc", "--cgroup-manager", "cgroupfs", *arguments]
+        command = [
+            "podman",
+            *self._store,
+            "--tmpdir",
+            str(self.folder / "tmp"),
+            "--runtime",
+            "runc",
+            "--cgroup-manager",
+            "cgroupfs",
+            *arguments,
+        ]
         return call(command, check=check, time_limit=time_limit)
 
     def import_base(self) -> None:
@@ -89,6 +103,13 @@ class Engine:
         for mount in reversed([mount for mount in mounts if mount.startswith(f"{self.folder}/")]):
             call(["umount", mount], check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in FOLDERS:
+            if folder not in self._folders_found:
+                for name in FILES:
+                    (folder / name).unlink(missing_ok=True)
+                # Somebody else may have begun to use it meanwhile.
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
 
 def call(
