@@ -84,7 +84,7 @@ lint: env ## Style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy horovod_dgc
-	MYPYPATH=benchmarks $(BIN)/mypy --explicit-package-bases benchmarks/cluster
+	MYPYPATH=benchmarks $(BIN)/mypy --explicit-package-bases --disable-error-code=import-untyped benchmarks/cluster
 	$(BIN)/hadolint docker/Dockerfile
 
 cpp-test: env ## C++ unit tests
