@@ -104,10 +104,10 @@ install_system_packages() {
   fi
   command -v apt-get >/dev/null ||
     die "install what these Debian packages hold, then run this again: ${missing[*]}"
-  no_sshd=true
+  no_sshd=
   [[ " ${missing[*]} " != *" openssh-server "* ]] || no_sshd="mkdir -p /etc/ssh && touch /etc/ssh/sshd_not_to_be_run"
   [[ $EUID -eq 0 ]] || die "system packages are missing. Run this, then the same make command again:
-  sudo sh -c '$no_sshd' && sudo apt-get update && sudo apt-get install --no-install-recommends ${missing[*]}"
+  ${no_sshd:+sudo sh -c '$no_sshd' && }sudo apt-get update && sudo apt-get install --no-install-recommends ${missing[*]}"
 
   say "installing system packages: ${missing[*]}"
   # The lab wants the program only: with this file, Debian's package starts no sshd on the machine, now or later.
