@@ -40,14 +40,20 @@ define fuzz
 	  -artifact_prefix=build/fuzz/checkpoint/
 endef
 
-.PHONY: help env env-tf215 demo demo-tensorflow test test-quick test-tf215 lint cpp-test cpp-test-asan cpp-test-tsan \
-  fuzz fuzz-quick soak bench bench-family convergence convergence-quick clean
+.PHONY: help env env-lab env-tf215 demo demo-tensorflow test test-cluster test-quick test-tf215 lint cpp-test \
+  cpp-test-asan cpp-test-tsan docker-test env-containers fuzz fuzz-quick soak bench bench-family convergence convergence-quick clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 env: ## Set up .venv with all that the other targets need; they call it themselves
 	@tools/env.sh
+
+env-lab: ## The same, and the Debian packages that the network lab needs
+	@tools/env.sh --lab
+
+env-containers: ## The same, and what the image of docker/ is built and run with
+	@tools/env.sh --containers
 
 env-tf215: ## Set up .venv-tf215, with TensorFlow 2.15 and Keras 2
 	@tools/env.sh tf215
@@ -68,10 +74,18 @@ test-tf215: VENV := .venv-tf215
 test-tf215: env-tf215 ## TensorFlow tests with TensorFlow 2.15 and Keras 2
 	$(PYTEST) tests/tensorflow
 
+test-cluster: env-lab ## The network lab of benchmarks/cluster, and jobs across its hosts; needs root
+	$(PYTEST) tests/cluster
+
+docker-test: env-containers ## Build the image of docker/ and train in two containers, without a Docker engine; needs root
+	$(PYTEST) tests/docker
+
 lint: env ## Style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy horovod_dgc
+	MYPYPATH=benchmarks $(BIN)/mypy --explicit-package-bases --disable-error-code=import-untyped benchmarks/cluster
+	$(BIN)/hadolint docker/Dockerfile
 
 cpp-test: env ## C++ unit tests
 	$(call cpp_tests,cpp,)

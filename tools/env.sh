@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Prepares everything that the Makefile's targets need: system packages, an environment, pinned packages,
 # Horovod and the package itself. Does only what is missing, so that it can be run before every target.
-# Usage: env.sh [NAME]. Without NAME the environment is .venv, made from requirements/*.txt and with the package
+# Usage: env.sh [--lab|--containers] [NAME]. Without NAME the environment is .venv, made from requirements/*.txt and with the package
 # in editable mode; with it .venv-NAME, made from requirements/NAME/*.txt and with the package copied in.
+# --lab adds the system packages that the network lab of benchmarks/cluster needs, --containers those besides with which
+# the image of docker/ is built and run.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -10,6 +12,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 unset PYTHONPATH PYTHONHOME MAKEFLAGS MFLAGS MAKELEVEL
 export PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0
 
+extra=
+if [[ ${1:-} == --* ]]; then
+  extra=${1#--}
+  shift
+fi
 name=${1:-}
 venv=.venv${name:+-$name}
 requirements=requirements${name:+/$name}
@@ -68,10 +75,28 @@ os.stat(os.path.join(sysconfig.get_path("include"), "Python.h"))' 2>/dev/null ||
     # A package of its own, but in older distributions.
     [[ $(. /etc/os-release && echo "$ID $VERSION_ID") == "ubuntu 22.04" ]] || echo libclang-rt-dev
   fi
+  case $extra in
+    lab) missing_lab_packages ;;
+    containers) missing_lab_packages && missing_container_packages ;;
+  esac
+}
+
+missing_lab_packages() {
+  # Programs for administrators, which not every PATH holds.
+  local PATH=$PATH:/usr/sbin:/sbin
+  command -v ip >/dev/null && command -v tc >/dev/null || echo iproute2
+  command -v sshd >/dev/null || echo openssh-server
+}
+
+missing_container_packages() {
+  local program
+  for program in buildah podman runc mmdebstrap; do
+    PATH=$PATH:/usr/sbin:/sbin command -v "$program" >/dev/null || echo "$program"
+  done
 }
 
 install_system_packages() {
-  local missing log
+  local missing log no_sshd
   mapfile -t missing < <(missing_system_packages)
   [[ ${#missing[@]} -gt 0 ]] || return 0
   if [[ -n ${PYTHON:-} && " ${missing[*]} " == *" python3.11 "* ]]; then
@@ -79,10 +104,14 @@ install_system_packages() {
   fi
   command -v apt-get >/dev/null ||
     die "install what these Debian packages hold, then run this again: ${missing[*]}"
+  no_sshd=
+  [[ " ${missing[*]} " != *" openssh-server "* ]] || no_sshd="mkdir -p /etc/ssh && touch /etc/ssh/sshd_not_to_be_run"
   [[ $EUID -eq 0 ]] || die "system packages are missing. Run this, then the same make command again:
-  sudo apt-get update && sudo apt-get install --no-install-recommends ${missing[*]}"
+  ${no_sshd:+sudo sh -c '$no_sshd' && }sudo apt-get update && sudo apt-get install --no-install-recommends ${missing[*]}"
 
   say "installing system packages: ${missing[*]}"
+  # The lab wants the program only: with this file, Debian's package starts no sshd on the machine, now or later.
+  sh -c "$no_sshd"
   log=$(mktemp)
   if ! { apt-get update && DEBIAN_FRONTEND=noninteractive \
     apt-get install --yes --no-install-recommends "${missing[@]}"; } >"$log" 2>&1 </dev/null; then
@@ -199,6 +228,7 @@ install_package() {
   echo "$digest" >"$package_stamp"
 }
 
+[[ $extra =~ ^(|lab|containers)$ ]] || die "there is no --$extra: --lab or --containers"
 [[ -d $requirements ]] || die "there is no environment $name: no folder $requirements"
 install_system_packages
 exec 9>"$venv.lock"

@@ -1,0 +1,120 @@
+"""Run distributed jobs on hosts of a network lab: namespaces on this machine, joined by links of a given rate.
+
+Needs root, and Debian's packages iproute2, openssh-client and openssh-server. The machine's own network is not touched.
+
+    python benchmarks/cluster lab --hosts 2 --rate 1gbit -- horovodrun -np 2 -H node1:1,node2:1 python script.py
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+import click
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from cluster import accounting, folders
+from cluster.lab import MOST_HOSTS, Lab
+from cluster.links import RATES, Traffic
+from support import report
+
+hosts_option = click.option(
+    "--hosts", type=click.IntRange(1, MOST_HOSTS), default=2, show_default=True, help="They are node1, node2, ..."
+)
+rate_option = click.option(
+    "--rate",
+    type=click.Choice(list(RATES)),
+    default="unshaped",
+    show_default=True,
+    help="Of each host's link, in each direction.",
+)
+
+
+def end(number: int, frame: FrameType | None) -> None:
+    """Leave by an exception, so that the lab is taken down on the way out."""
+    raise SystemExit(128 + number)
+
+
+@click.group(help=__doc__)
+def main() -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@hosts_option
+@rate_option
+@click.option("--bytes", "with_bytes", is_flag=True, help="Tell at the end what crossed each host's link.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def lab(hosts: int, rate: str, with_bytes: bool, command: tuple[str, ...]) -> None:
+    """Set up a lab, run COMMAND on its first host, take the lab down, and end with COMMAND's status."""
+    with Lab(hosts=hosts, rate=rate) as made:
+        status = made.call(command)
+        if with_bytes:
+            show(made.bytes())
+    sys.exit(status)
+
+
+@main.command("bytes")
+@hosts_option
+@rate_option
+@click.option("--launcher", type=click.Choice(accounting.LAUNCHERS), default="horovodrun", show_default=True)
+@click.option("--method", default="dgc:density=0.05", show_default=True, help="As in the examples' --compression.")
+@click.option("--transport", type=click.Choice(["auto", "gather", "allreduce"]), default="auto", show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=20, show_default=True)
+def compare_bytes(hosts: int, rate: str, launcher: str, method: str, transport: str, steps: int) -> None:
+    """Train a known number of steps and compare the bytes at each interface with what stats() says was sent."""
+    with Lab(hosts=hosts, rate=rate) as made:
+        accounts = accounting.compare(made, launcher=launcher, method=method, transport=transport, steps=steps)
+    report.table(
+        f"{steps} steps of {method} under {launcher}, {hosts} hosts, {rate}: bytes sent by each host",
+        ["host", "by stats()", "at the interface", "as on a wire", "wire / stats()", "overhead, subtracted"],
+        [
+            [
+                host,
+                f"{account.expected:,.0f}",
+                f"{account.sent:,}",
+                f"{account.wire_sent:,}",
+                f"{account.wire_sent / account.expected:.3f}",
+                f"{account.overhead:,}",
+            ]
+            for host, account in zip(made.addresses, accounts)
+        ],
+    )
+
+
+@main.command("list")
+def list_labs() -> None:
+    """Show the labs on this machine."""
+    for name, in_use in folders.labs().items():
+        click.echo(f"{name}: {'in use' if in_use else 'left over'}")
+
+
+@main.command()
+@click.argument("names", nargs=-1)
+def down(names: tuple[str, ...]) -> None:
+    """Take down the labs of these NAMES, or all, in use or left over."""
+    known = folders.labs()
+    for name in names:
+        if name not in known:
+            raise click.ClickException(f"there is no lab {name!r}; there are: {', '.join(known) or 'none'}")
+    for name in names or known:
+        folders.take_down(name)
+        click.echo(f"{name}: taken down")
+
+
+def show(traffic: dict[str, Traffic]) -> None:
+    report.table(
+        "Bytes at each host's interface",
+        ["host", "sent", "received", "sent, as on a wire", "received, as on a wire"],
+        [
+            [host, f"{t.sent:,}", f"{t.received:,}", f"{t.wire_sent:,}", f"{t.wire_received:,}"]
+            for host, t in traffic.items()
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()

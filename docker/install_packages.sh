@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Fills the image's Python environment.
+# Usage: install_packages.sh VENV WHEELS FRAMEWORKS, for Horovod and all that it and the examples import;
+# then: install_packages.sh --package VENV FRAMEWORKS, for horovod_dgc, from the current folder.
+set -euo pipefail
+export PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+build=/opt/build
+pins=(-c requirements/horovod-build.txt -c requirements/dev.txt -c requirements/constraints.txt)
+
+pip() { "$1/bin/python" -m pip "${@:2}" --quiet; }
+
+# Asked for by its name first: plain `torch==X` is a CUDA build of several GB on most x86-64 machines.
+install_torch() {
+  local pin
+  pin=$(grep '^torch==' requirements/horovod-build.txt)
+  pip "$1" install --no-deps "$pin+cpu" 2>/dev/null || echo "no CPU build of torch is to be had; taking the default one"
+}
+
+install_horovod() {
+  local venv=$1 wheels=$2 wheel
+  wheel=$(find "$wheels" -name 'horovod-*.whl' -print -quit)
+  if [[ -z $wheel ]]; then
+    python3.11 -m venv "$build"
+    install_torch "$build"
+    pip "$build" install -r requirements/horovod-build.txt -c requirements/constraints.txt
+    wheel=$("$build/bin/python" tools/build_horovod.py --cache /tmp/horovod \
+      --requirements requirements/horovod-build.txt)
+    rm -rf "$build"
+  fi
+  pip "$venv" install --no-deps "$wheel"
+}
+
+install_packages() {
+  local venv=$1 wheels=$2 frameworks
+  read -ra frameworks <<<"$3"
+  python3.11 -m venv "$venv"
+  [[ " $3 " != *" torch "* ]] || install_torch "$venv"
+  pip "$venv" install "${pins[@]}" "${frameworks[@]}" \
+    numpy cffi click cloudpickle packaging psutil pyyaml rich safetensors
+  install_horovod "$venv" "$wheels"
+}
+
+install_package() {
+  local venv=$1 with_tensorflow=0
+  [[ " $2 " != *" tensorflow-cpu "* ]] || with_tensorflow=1
+  pip "$venv" install "${pins[@]}" pybind11 setuptools wheel
+  HOROVOD_DGC_WITH_TENSORFLOW=$with_tensorflow pip "$venv" install --no-deps --no-build-isolation .
+  # Of use to the build alone.
+  pip "$venv" uninstall --yes pybind11 wheel
+  find "$venv" -name __pycache__ -type d -prune -exec rm -rf {} +
+}
+
+if [[ $1 == --package ]]; then
+  install_package "${@:2}"
+else
+  install_packages "$@"
+fi
