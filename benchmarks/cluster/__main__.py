@@ -62,7 +62,12 @@ def lab(hosts: int, rate: str, with_bytes: bool, command: tuple[str, ...]) -> No
 @rate_option
 @click.option("--launcher", type=click.Choice(accounting.LAUNCHERS), default="horovodrun", show_default=True)
 @click.option("--method", default="dgc:density=0.05", show_default=True, help="As in the examples' --compression.")
-@click.option("--transport", type=click.Choice(["auto", "gather", "allreduce"]), default="auto", show_default=True)
+@click.option(
+    "--transport",
+    type=click.Choice(["auto", "gather", "allreduce", "sparse-allreduce"]),
+    default="auto",
+    show_default=True,
+)
 @click.option("--steps", type=click.IntRange(1), default=20, show_default=True)
 def compare_bytes(hosts: int, rate: str, launcher: str, method: str, transport: str, steps: int) -> None:
     """Train a known number of steps and compare the bytes at each interface with what stats() says was sent."""
@@ -81,6 +86,39 @@ def compare_bytes(hosts: int, rate: str, launcher: str, method: str, transport: 
                 f"{account.overhead:,}",
             ]
             for host, account in zip(made.addresses, accounts)
+        ],
+    )
+
+
+@main.command()
+@hosts_option
+@rate_option
+@click.option("--launcher", type=click.Choice(accounting.LAUNCHERS), default="horovodrun", show_default=True)
+@click.option("--method", default="dgc:density=0.05", show_default=True, help="As in the examples' --compression.")
+@click.option("--workers-per-host", type=click.IntRange(2), default=2, show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=20, show_default=True)
+def hierarchy(hosts: int, rate: str, launcher: str, method: str, workers_per_host: int, steps: int) -> None:
+    """Train with several workers on each host, flat and hierarchically, and compare the bytes at each interface."""
+    with Lab(hosts=hosts, rate=rate) as made:
+        flat, nodes = (
+            accounting.measure(
+                made,
+                launcher=launcher,
+                method=method,
+                transport="gather",
+                steps=steps,
+                workers_per_host=workers_per_host,
+                hierarchical=hierarchical,
+            )
+            for hierarchical in (False, True)
+        )
+    report.table(
+        f"{steps} steps of {method} under {launcher}, {workers_per_host} workers on each of {hosts} hosts, {rate}: "
+        "bytes sent by each host",
+        ["host", "flat", "hierarchical", "flat / hierarchical"],
+        [
+            [host, f"{one.sent:,}", f"{other.sent:,}", f"{one.sent / other.sent:.2f}"]
+            for host, one, other in zip(made.addresses, flat.traffic, nodes.traffic)
         ],
     )
 

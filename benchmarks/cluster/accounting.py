@@ -51,26 +51,65 @@ def expected_bytes(answer: Mapping[str, Any]) -> float:
     return float((workers - 1) * gathered + 2 * (workers - 1) / workers * reduced)
 
 
-def command(launcher: str, hosts: Sequence[str], arguments: Sequence[str]) -> list[str]:
-    """The launcher's command for one worker on each host."""
+def command(launcher: str, hosts: Sequence[str], workers_per_host: int, arguments: Sequence[str]) -> list[str]:
+    """The launcher's command."""
+    workers = str(len(hosts) * workers_per_host)
+    places = ",".join(f"{host}:{workers_per_host}" for host in hosts)
     if launcher == "horovodrun":
-        places = ",".join(f"{host}:1" for host in hosts)
-        start = ["horovodrun", "--gloo", "-np", str(len(hosts)), "-H", places, "--network-interfaces", INTERFACE]
+        start = ["horovodrun", "--gloo", "-np", workers, "-H", places, "--network-interfaces", INTERFACE]
     else:
-        start = ["mpirun", "-np", str(len(hosts)), "-H", ",".join(hosts)]
+        start = ["mpirun", "-np", workers, "-H", places, "--bind-to", "none"]
     return [*start, "python", *arguments]
 
 
-def job(lab: Lab, launcher: str, settings: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[Traffic]]:
+def job(
+    lab: Lab, launcher: str, workers_per_host: int, settings: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], list[Traffic]]:
     """Run the worker on every host; each rank's answer, and each host's traffic from the job's start to its end."""
     hosts = list(lab.addresses)
     before = lab.bytes()
     with tempfile.TemporaryDirectory() as folder:
         arguments = [str(WORKER), json.dumps(settings), folder]
-        lab.run(command(launcher, hosts, arguments), time_limit=SECONDS_LIMIT)
-        answers = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(len(hosts))]
+        lab.run(command(launcher, hosts, workers_per_host, arguments), time_limit=SECONDS_LIMIT)
+        ranks = range(len(hosts) * workers_per_host)
+        answers = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in ranks]
     after = lab.bytes()
     return answers, [after[host] - before[host] for host in hosts]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A job of a number of steps, and one that waits for as long instead.
+
+    Attributes:
+        busy, idle: what each rank answered.
+        traffic: each host's in the steps alone.
+        overhead: bytes that each host sent in the idle job.
+    """
+
+    busy: list[dict[str, Any]]
+    idle: list[dict[str, Any]]
+    traffic: list[Traffic]
+    overhead: list[int]
+
+
+def measure(
+    lab: Lab,
+    *,
+    launcher: str,
+    method: str,
+    transport: str,
+    steps: int,
+    workers_per_host: int = 1,
+    hierarchical: bool = False,
+) -> Steps:
+    """Train ``steps`` steps, then idle for as long in a job that is otherwise the same."""
+    settings = {"method": method, "transport": transport, "hierarchical": hierarchical, "cycle_ms": CYCLE_MS}
+    busy, traffic = job(lab, launcher, workers_per_host, {**settings, "steps": steps, "idle": 0.0})
+    seconds = max(answer["seconds"] for answer in busy)
+    idle, overhead = job(lab, launcher, workers_per_host, {**settings, "steps": 0, "idle": seconds})
+    alone = [total - rest for total, rest in zip(traffic, overhead)]
+    return Steps(busy, idle, alone, [rest.sent for rest in overhead])
 
 
 def compare(
@@ -81,17 +120,14 @@ def compare(
     transport: str = "auto",
     steps: int = 20,
 ) -> list[Account]:
-    """Train ``steps`` steps, then idle for as long in a job that is otherwise the same, and compare, host by host."""
-    settings = {"method": method, "transport": transport, "cycle_ms": CYCLE_MS}
-    busy, traffic = job(lab, launcher, {**settings, "steps": steps, "idle": 0.0})
-    seconds = max(answer["seconds"] for answer in busy)
-    idle, overhead = job(lab, launcher, {**settings, "steps": 0, "idle": seconds})
+    """Bytes by ``stats()`` beside those at the interface, host by host, with one worker on each."""
+    found = measure(lab, launcher=launcher, method=method, transport=transport, steps=steps)
     return [
         Account(
             expected=expected_bytes(with_steps) - expected_bytes(without),
-            sent=(total - rest).sent,
-            wire_sent=(total - rest).wire_sent,
-            overhead=rest.sent,
+            sent=traffic.sent,
+            wire_sent=traffic.wire_sent,
+            overhead=overhead,
         )
-        for with_steps, without, total, rest in zip(busy, idle, traffic, overhead)
+        for with_steps, without, traffic, overhead in zip(found.busy, found.idle, found.traffic, found.overhead)
     ]

@@ -35,12 +35,16 @@ def network() -> torch.nn.Module:
 
 def main(settings: dict[str, Any], folder: Path) -> None:
     os.environ["HOROVOD_CYCLE_TIME"] = str(settings["cycle_ms"])
-    hvd.init()
+    hvd.init(process_sets="dynamic")
     torch.set_num_threads(1)
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     compression = Compression(
-        parse(settings["method"]), optimizer, model.named_parameters(), transport=settings["transport"]
+        parse(settings["method"]),
+        optimizer,
+        model.named_parameters(),
+        transport=settings["transport"],
+        hierarchical=settings["hierarchical"],
     )
     optimizer = hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters(), compression=compression)
     generator = torch.Generator().manual_seed(hvd.rank())

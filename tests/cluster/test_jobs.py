@@ -54,6 +54,29 @@ def test_the_interfaces_count_what_stats_says(launcher: str) -> None:
         assert 1.03 < account.wire_sent / account.expected < 1.09
 
 
+@pytest.mark.timeout(480)
+def test_hosts_send_each_other_less_by_their_number_of_workers() -> None:
+    """Of two workers: along a flat ring three payloads leave a host, more by other ways; of nodes two halves do."""
+    with Lab() as lab:
+        flat, nodes = (
+            accounting.measure(
+                lab,
+                launcher="horovodrun",
+                method="dgc:density=0.05",
+                transport="gather",
+                steps=5,
+                workers_per_host=2,
+                hierarchical=hierarchical,
+            )
+            for hierarchical in (False, True)
+        )
+    payload = flat.busy[0]["total"]["sent"] - flat.idle[0]["total"]["sent"]
+    for before, after in zip(flat.traffic, nodes.traffic):
+        assert before.sent > 2 * after.sent
+        # Idle ranks talk more than busy ones, so a part too much is subtracted.
+        assert 0.5 * payload < after.sent < 1.1 * payload
+
+
 @pytest.mark.without_lab
 def test_expected_bytes_follow_the_ring() -> None:
     tensors = {
