@@ -17,6 +17,14 @@ from horovod_dgc.methods.base import Outputs
 
 
 @dataclass(frozen=True)
+class Members:
+    """Those who exchange with one another: a process set of Horovod, and how many they are."""
+
+    process_set: Any
+    workers: int
+
+
+@dataclass(frozen=True)
 class Part:
     """The consecutive elements of a tensor, in row-major order, that one rank of a node compresses.
 
@@ -98,16 +106,21 @@ class Hierarchy:
         columns = numel // rows
         return Part(first * columns, (first + mine) * columns, (mine, columns))
 
-    def process_sets(self) -> tuple[Any, Any]:
-        """Horovod's process sets of this rank's node, and of its place on all nodes; every rank calls this.
+    def members(self, everybody: Any) -> tuple[Members, Members]:
+        """The ranks of this rank's node, and those of its place on all nodes; every rank calls this.
+
+        Args:
+            everybody: the process set of the job's optimizer.
 
         Raises:
-            ValueError: Horovod was not told to allow new process sets.
+            ValueError: it is not the global one, or Horovod was not told to allow new process sets.
         """
+        if everybody.process_set_id != 0:
+            raise ValueError("hierarchical takes all ranks: it does not go with a process_set of the optimizer's own")
         # Every rank takes part in the making of every set.
         inside = [process_set(self.inside(node)) for node in range(self.nodes)]
         across = [process_set(self.across(place)) for place in range(self.local_size)]
-        return inside[self.node], across[self.place]
+        return Members(inside[self.node], self.local_size), Members(across[self.place], self.nodes)
 
 
 def hierarchy(hierarchical: object, *, rank: int, workers: int, local_rank: int, local_size: int) -> Hierarchy | None:

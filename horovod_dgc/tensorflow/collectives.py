@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import threading
-from dataclasses import dataclass
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -17,14 +16,6 @@ from horovod_dgc import agreement
 # "HorovodAllgather" in the error of a graph, which holds the name of the node.
 ALLREDUCE, ALLGATHER = "HorovodAllreduce_horovod_dgc", "HorovodAllgather_horovod_dgc"
 REDUCESCATTER = "HorovodReducescatter_horovod_dgc"
-
-
-@dataclass(frozen=True)
-class Members:
-    """Ranks that exchange with one another."""
-
-    process_set: Any
-    workers: int
 
 
 def gather_bytes(

@@ -12,13 +12,13 @@ import tensorflow as tf
 
 import horovod_dgc
 from horovod_dgc import _checks, agreement
-from horovod_dgc.hierarchy import Hierarchy, hierarchy
+from horovod_dgc.hierarchy import Hierarchy, Members, hierarchy
 from horovod_dgc.methods.base import Method, checked
 from horovod_dgc.resize import Reduction
 from horovod_dgc.stats import Stats, TensorStats
 from horovod_dgc.tensorflow import callers
 from horovod_dgc.tensorflow.callers import Call
-from horovod_dgc.tensorflow.collectives import Members, gather_bytes
+from horovod_dgc.tensorflow.collectives import gather_bytes
 from horovod_dgc.tensorflow.moments import SecondMoments
 from horovod_dgc.tensorflow.step import Exchange, Step
 from horovod_dgc.tensorflow.takeover import KERAS_3, Takeover, is_optimizer, loss_scale, raw
@@ -230,8 +230,9 @@ class Graphs:
             with tf.init_scope():
                 self.follow()
             self._agree(call, exchanged)
-            with tf.init_scope():
-                self._form_nodes(call)
+            if self.hierarchy is not None and self._nodes is None:
+                with tf.init_scope():
+                    self._nodes = self.hierarchy.members(call.process_set)
             self._agreed.add(key)
         with tf.init_scope():
             self._takeover.activate(call.workers if call.op == hvd.Sum else 1)
@@ -264,14 +265,6 @@ class Graphs:
     def local_size(self) -> int:
         """Number of ranks that a variable's state is spread over."""
         return 1 if self.hierarchy is None else self.hierarchy.local_size
-
-    def _form_nodes(self, call: Call) -> None:
-        if self.hierarchy is None or self._nodes is not None:
-            return
-        if call.process_set.process_set_id != hvd.global_process_set.process_set_id:
-            raise ValueError("hierarchical takes all ranks: it does not go with a process_set")
-        inside, across = self.hierarchy.process_sets()
-        self._nodes = Members(inside, self.local_size), Members(across, self.hierarchy.nodes)
 
     def _exchanged(self, call: Call) -> dict[int, Tensor]:
         """Tensor of each gradient of the call that is to be exchanged, by the gradient's position."""

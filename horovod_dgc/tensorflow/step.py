@@ -10,10 +10,11 @@ import numpy as np
 import tensorflow as tf
 
 from horovod_dgc import transport
+from horovod_dgc.hierarchy import Members
 from horovod_dgc.methods.base import Method, Plan, clip_limit
 from horovod_dgc.tensorflow import sync
 from horovod_dgc.tensorflow.callers import Call
-from horovod_dgc.tensorflow.collectives import ALLGATHER, ALLREDUCE, REDUCESCATTER, Members
+from horovod_dgc.tensorflow.collectives import ALLGATHER, ALLREDUCE, REDUCESCATTER
 from horovod_dgc.tensorflow.moments import SecondMoments
 from horovod_dgc.tensorflow.operations import library
 from horovod_dgc.tensorflow.takeover import Hyperparameters

@@ -14,13 +14,13 @@ import torch
 
 import horovod_dgc
 from horovod_dgc import _checks, agreement, sync
-from horovod_dgc.hierarchy import Hierarchy, Part, hierarchy
+from horovod_dgc.hierarchy import Members, Part, hierarchy
 from horovod_dgc.methods.base import Method, Plan, checked
 from horovod_dgc.stats import Stats, TensorStats
 from horovod_dgc.torch import state as states
 from horovod_dgc.torch.backends import Backend, TorchBackend, backend_for
 from horovod_dgc.torch.collectives import gather_bytes
-from horovod_dgc.torch.exchange import Exchange, Members
+from horovod_dgc.torch.exchange import Exchange
 from horovod_dgc.torch.moments import SecondMoments
 from horovod_dgc.torch.node_exchange import NodeExchange
 from horovod_dgc.torch.state import Loaded
@@ -392,17 +392,11 @@ class Compression:
         if self._unproven:
             self._prove(members, reduction, takeover)
         if self._hierarchy is not None and self._nodes is None:
-            self._nodes = self._form_nodes(self._hierarchy, members)
+            self._nodes = self._hierarchy.members(members)
         if not known_owner:
             takeover.attach()
         self._owner, self._takeover = owner, takeover
         self._process_set, self._reduction = members, reduction
-
-    def _form_nodes(self, placed: Hierarchy, members: Any) -> tuple[Members, Members]:
-        if members.process_set_id != hvd.global_process_set.process_set_id:
-            raise ValueError("hierarchical takes all ranks: it does not go with the optimizer's process_set")
-        inside, across = placed.process_sets()
-        return Members(inside, placed.local_size), Members(across, placed.nodes)
 
     def _prove(self, members: Any, reduction: str, takeover: Takeover) -> None:
         """Compare what has been loaded with the optimizer, which only an exchange shows."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import horovod.torch as hvd
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from horovod_dgc import _core, transport
+from horovod_dgc.hierarchy import Members
 from horovod_dgc.methods.base import ByteArray, FloatArray, Plan
 from horovod_dgc.stats import TensorStats
 from horovod_dgc.torch.backends import Inputs
@@ -19,14 +20,6 @@ from horovod_dgc.torch.tensors import Tensor, flatten
 
 if TYPE_CHECKING:
     from horovod_dgc.torch.step import Step
-
-
-@dataclass(frozen=True)
-class Members:
-    """Those who exchange payloads with one another."""
-
-    process_set: Any
-    workers: int
 
 
 class Exchange:

@@ -9,9 +9,10 @@ import horovod.torch as hvd
 import torch
 
 from horovod_dgc import _core
+from horovod_dgc.hierarchy import Members
 from horovod_dgc.methods.base import FloatArray, Plan
 from horovod_dgc.stats import TensorStats
-from horovod_dgc.torch.exchange import Exchange, Members, deliver
+from horovod_dgc.torch.exchange import Exchange, deliver
 from horovod_dgc.torch.tensors import Tensor, flatten
 from horovod_dgc.transport import FLOAT32_NBYTES
 
@@ -106,16 +107,15 @@ class NodeExchange:
         """Apply what came from the other nodes to this rank's part, and hand that to the gather inside the node.
 
         Returns:
-            Seconds of waiting.
+            0: what there is to wait for is counted here.
         """
         assert self._between is not None
-        began = time.perf_counter()
-        self._between.land()
-        mean = self._between.finish(torch.ones(1), 0.0, *totals)
+        waited = self._between.land()
+        mean = self._between.finish(torch.ones(1), waited, *totals)
         self._gathered = hvd.allgather_async(mean, name=f"{self._name}.gather", process_set=self._inside.process_set)
         for count in (self._entry.stats, *totals):
             count.inside += FLOAT32_NBYTES * (self._gradient.numel() + mean.numel())
-        return time.perf_counter() - began
+        return 0.0
 
     def finish(self, output: torch.Tensor, waited: float, *totals: TensorStats) -> torch.Tensor:
         """As for :class:`~horovod_dgc.torch.exchange.Exchange`."""

@@ -10,9 +10,10 @@ import horovod.torch as hvd
 import torch
 
 from horovod_dgc.coding import opened_by_quantile
+from horovod_dgc.hierarchy import Members
 from horovod_dgc.methods.base import FloatArray, Method, clip_factor, clip_limit
 from horovod_dgc.stats import TensorStats
-from horovod_dgc.torch.exchange import Exchange, Members
+from horovod_dgc.torch.exchange import Exchange
 from horovod_dgc.torch.moments import SecondMoments
 from horovod_dgc.torch.node_exchange import NodeExchange
 from horovod_dgc.torch.takeover import Takeover

@@ -100,6 +100,20 @@ def pretend(monkeypatch: pytest.MonkeyPatch, sets: Sets) -> None:
     monkeypatch.setitem(sys.modules, "horovod.common", common)
 
 
+def test_an_optimizer_with_a_process_set_of_its_own() -> None:
+    with pytest.raises(ValueError, match="process_set of the optimizer's own"):
+        Hierarchy(0, 4, 2).members(types.SimpleNamespace(process_set_id=3))
+
+
+def test_every_rank_makes_every_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {0: [0, 1, 2, 3]}
+    pretend(monkeypatch, Sets(known, dynamic=True))
+    inside, across = Hierarchy(3, 4, 2).members(types.SimpleNamespace(process_set_id=0))
+    assert (inside.process_set.ranks, inside.workers) == ([2, 3], 2)
+    assert (across.process_set.ranks, across.workers) == ([1, 3], 2)
+    assert list(known.values()) == [[0, 1, 2, 3], [0, 1], [2, 3], [0, 2], [1, 3]]
+
+
 def test_a_process_set_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, Sets({0: [0, 1, 2, 3]}, dynamic=True))
     assert process_set([0, 1, 2, 3]).process_set_id == 0
