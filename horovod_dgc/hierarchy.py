@@ -123,7 +123,7 @@ class Hierarchy:
         return Members(inside[self.node], self.local_size), Members(across[self.place], self.nodes)
 
 
-def hierarchy(hierarchical: object, *, rank: int, workers: int, local_rank: int, local_size: int) -> Hierarchy | None:
+def hierarchy(hierarchical: object, hvd: Any) -> Hierarchy | None:
     """What the option ``hierarchical`` comes to; None where every rank is a node of its own.
 
     Whether Horovod's nodes are of equal size, and their ranks consecutive, only all ranks together can tell: they
@@ -131,15 +131,17 @@ def hierarchy(hierarchical: object, *, rank: int, workers: int, local_rank: int,
 
     Args:
         hierarchical: True for Horovod's nodes, or the number of ranks that are to count as one.
-        local_rank, local_size: of Horovod's node.
+        hvd: Horovod's module for the framework, which says where this rank is.
 
     Raises:
         ValueError: ``hierarchical`` is neither, or does not divide the number of workers.
     """
-    if isinstance(hierarchical, bool):
-        if not hierarchical or local_size == 1:
-            return None
-        return Hierarchy(rank, workers, local_size, ordered=local_rank == rank % local_size)
+    if hierarchical is False:
+        return None
+    rank, workers = hvd.rank(), hvd.size()
+    if hierarchical is True:
+        size = hvd.local_size()
+        return Hierarchy(rank, workers, size, ordered=hvd.local_rank() == rank % size) if size > 1 else None
     size = _checks.whole_number("hierarchical", hierarchical, 1)
     if workers % size:
         raise ValueError(

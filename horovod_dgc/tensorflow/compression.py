@@ -91,17 +91,9 @@ class Compression(tf.Module):  # type: ignore[misc]
             raise ValueError(f"optimizer must be a Keras or tf.compat.v1.train optimizer, got {optimizer!r}")
         if second_moments is not None and not isinstance(second_moments, SecondMoments):
             raise ValueError(f"second_moments must be a SecondMoments or None, got {second_moments!r}")
-        nodes = None
-        if hierarchical is not False:
-            nodes = hierarchy(
-                hierarchical,
-                rank=hvd.rank(),
-                workers=hvd.size(),
-                local_rank=hvd.local_rank(),
-                local_size=hvd.local_size(),
-            )
-            if second_moments is not None:
-                raise ValueError("second_moments are those of single workers: they do not go with hierarchical")
+        nodes = hierarchy(hierarchical, hvd)
+        if nodes is not None and second_moments is not None:
+            raise ValueError("second_moments are those of single workers: they do not go with hierarchical")
         super().__init__(name="compression")
         given = list(variables)
         names = _name(given)

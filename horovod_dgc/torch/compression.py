@@ -100,17 +100,9 @@ class Compression:
         self._plain_torch = _checks.one_of("backend", backend, ("auto", "torch")) == "torch"
         self._timeout = _checks.in_range("agreement_timeout", agreement_timeout, 0, math.inf, low_open=True)
         self._check_sync = _checks.whole_number("check_sync", check_sync, 0)
-        self._hierarchy = None
-        if hierarchical is not False:
-            self._hierarchy = hierarchy(
-                hierarchical,
-                rank=hvd.rank(),
-                workers=hvd.size(),
-                local_rank=hvd.local_rank(),
-                local_size=hvd.local_size(),
-            )
-            if second_moments is not None:
-                raise ValueError("second_moments are those of single workers: they do not go with hierarchical")
+        self._hierarchy = hierarchy(hierarchical, hvd)
+        if self._hierarchy is not None and second_moments is not None:
+            raise ValueError("second_moments are those of single workers: they do not go with hierarchical")
         # Process sets of Horovod, made at the first exchange, where all ranks are.
         self._nodes: tuple[Members, Members] | None = None
         names = _name(optimizer, named_parameters)

@@ -12,6 +12,13 @@ from hypothesis import strategies as st
 
 from horovod_dgc.hierarchy import Hierarchy, hierarchy, process_set
 
+
+def worker(rank: int, size: int, local_rank: int, local_size: int) -> types.SimpleNamespace:
+    """Horovod's module as a rank sees it."""
+    told = {"rank": rank, "size": size, "local_rank": local_rank, "local_size": local_size}
+    return types.SimpleNamespace(**{name: lambda value=value: value for name, value in told.items()})
+
+
 SHAPES = st.lists(st.integers(1, 12), min_size=2, max_size=4)
 
 
@@ -51,25 +58,25 @@ def test_every_rank_is_in_one_node_and_in_one_set_across(nodes: int, local_size:
 
 @pytest.mark.parametrize(("option", "local_size"), [(False, 4), (True, 1), (1, 4)])
 def test_ranks_by_themselves(option: bool | int, local_size: int) -> None:
-    assert hierarchy(option, rank=0, workers=8, local_rank=0, local_size=local_size) is None
+    assert hierarchy(option, worker(0, 8, 0, local_size)) is None
 
 
 def test_nodes_of_horovod_or_of_a_number() -> None:
-    assert hierarchy(True, rank=5, workers=8, local_rank=1, local_size=4) == Hierarchy(5, 8, 4)
-    assert hierarchy(2, rank=5, workers=8, local_rank=1, local_size=4) == Hierarchy(5, 8, 2)
+    assert hierarchy(True, worker(5, 8, 1, 4)) == Hierarchy(5, 8, 4)
+    assert hierarchy(2, worker(5, 8, 1, 4)) == Hierarchy(5, 8, 2)
 
 
 def test_ranks_that_are_dealt_out_to_the_nodes_are_said_to_be() -> None:
     """Rank 1 of 4 on the second node, as its first."""
-    placed = hierarchy(True, rank=1, workers=4, local_rank=0, local_size=2)
+    placed = hierarchy(True, worker(1, 4, 0, 2))
     assert "not numbered node by node" in placed.configuration
-    assert "not numbered" not in hierarchy(True, rank=0, workers=4, local_rank=0, local_size=2).configuration
+    assert "not numbered" not in hierarchy(True, worker(0, 4, 0, 2)).configuration
 
 
 @pytest.mark.parametrize("option", [0, -1, 3, 16, 2.0, "2", None])
 def test_refuses(option: object) -> None:
     with pytest.raises(ValueError, match=r"hierarchical must be .* got"):
-        hierarchy(option, rank=0, workers=8, local_rank=0, local_size=4)
+        hierarchy(option, worker(0, 8, 0, 4))
 
 
 class Sets:
