@@ -51,7 +51,7 @@ def check_density_one_is_the_dense_run() -> None:
         (plain, {"gradient_predivide_factor": 2.0}),
         (lambda model: torch.optim.Adam(model.parameters(), lr=0.01), {}),
     )
-    for (build, options), transport in itertools.product(builds, ("gather", "allreduce")):
+    for (build, options), transport in zip(builds, itertools.cycle(("gather", "allreduce"))):
         model = small_model()
         dense = train(model, distribute(model, build(model), **options))
         model = small_model()
@@ -72,12 +72,11 @@ def check_local_clipping_is_that_of_the_flat_transport() -> None:
 
 def check_nothing_is_lost() -> None:
     """Summed over ranks and steps, to the last bit: halves of whole numbers are exact."""
-    count = 25
-    for transport, indices in itertools.product(
-        ("auto", "gather", "allreduce", "sparse-allreduce"), ("elias-fano", "runlength16")
-    ):
+    count = 12
+    transports = ("auto", "gather", "allreduce", "sparse-allreduce")
+    for transport, indices in zip(transports, itertools.cycle(("elias-fano", "runlength16"))):
         model = Fed()
-        method = DGC(density=0.02, values="float32", indices=indices, warmup=Warmup(steps=10))
+        method = DGC(density=0.02, values="float32", indices=indices, warmup=Warmup(steps=6))
         optimizer, compression = hierarchical(
             method,
             model,
@@ -125,12 +124,12 @@ def check_parts_are_exchanged_as_by_so_many_workers_as_nodes() -> None:
 
 
 def check_ranks_identical() -> None:
-    grid = itertools.product(("float32", "float16", "int8", "int4"), ("gather", "allreduce", "auto"))
-    for values, transport in grid:
+    values_of = itertools.cycle(("float16", "int4", "float32", "int8"))
+    for transport, values in zip(("gather", "allreduce", "auto", "sparse-allreduce"), values_of):
         model = small_model()
         method = DGC(density=0.05, values=values, warmup=Warmup(steps=4), clip_norm=2.0)
         optimizer, _ = hierarchical(method, model, nesterov(model), settings={"transport": transport})
-        train(model, optimizer, steps=8)
+        train(model, optimizer, steps=6)
         assert_ranks_identical(model, f"{values} {transport}")
 
 
