@@ -155,8 +155,8 @@ class Exchange:
             **self._coding,
         )
         if self._tensor.part is not None:
-            result = self._step.gather_parts(self._tensor, result)
-        return tf.cast(tf.reshape(result, self._gradient.shape), self._gradient.dtype)
+            result = tf.reshape(self._step.gather_parts(self._tensor, result), self._tensor.variable.shape)
+        return tf.cast(result, self._gradient.dtype)
 
     def _second_moments(self, unscale: tf.Tensor) -> tf.Tensor:
         """The gradient's, in unscaled units, where the codec wants them and they are known; else without elements."""
