@@ -186,6 +186,7 @@ class FinishOp : public Operation {
     if (message == Message::payloads || message == Message::ranges)
       validate(codec, bytes_of(received), payloads_in(message), threads_for(context, received.NumElements()));
     State state(context, 11, kept_, plan_);
+    if (message == Message::ranges) check_returned(codec, context->input(10), state.residual());
     state.own(context);
     dgc::Context settings = plan_.context_of(state.counts()[kSteps], codec, &context->input(8),
                                              &context->input(9), threads_for(context, plan_.numel()));
@@ -229,15 +230,21 @@ class FinishOp : public Operation {
     return message == Message::payloads ? static_cast<size_t>(workers_) : 1;
   }
 
-  // Adds to the residual what found no room in the sum of this rank's range.
-  void take_back(const Codec& codec, const Tensor& returned, float* residual) const {
-    const size_t begin = codec.begin(static_cast<size_t>(plan_.rank()));
-    const size_t count = codec.begin(static_cast<size_t>(plan_.rank()) + 1) - begin;
+  // Of this rank's range of coordinates.
+  size_t begin_of(const Codec& codec) const { return codec.begin(static_cast<size_t>(plan_.rank())); }
+  size_t end_of(const Codec& codec) const { return codec.begin(static_cast<size_t>(plan_.rank()) + 1); }
+
+  void check_returned(const Codec& codec, const Tensor& returned, const float* residual) const {
+    const size_t count = end_of(codec) - begin_of(codec);
     if (static_cast<size_t>(returned.NumElements()) != count || residual == nullptr)
       throw std::invalid_argument("returned has " + std::to_string(returned.NumElements()) +
                                   " elements; allowed: " + std::to_string(count) + ", and a residual");
+  }
+
+  // Adds to the residual what found no room in the sum of this rank's range.
+  void take_back(const Codec& codec, const Tensor& returned, float* residual) const {
     const float* values = returned.flat<float>().data();
-    for (size_t i = 0; i < count; ++i) residual[begin + i] += values[i];
+    for (size_t i = begin_of(codec); i < end_of(codec); ++i) residual[i] += *values++;
   }
 
   // Applies the proposal to the state, and zeroes the gradient if asked to; what was proposed is read back

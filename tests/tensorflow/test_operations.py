@@ -14,15 +14,18 @@ from horovod_dgc.coding import Coding
 from horovod_dgc.tensorflow.operations import library
 
 NUMEL, SENT = 3000, 40
-PAYLOADS = 0  # the kind of message
+PAYLOADS, RANGES = 0, 4  # kinds of messages
 NOT_OPENED = tf.zeros(0)
 OWN_SQUARES = tf.zeros(0)
+NOTHING_RETURNED = tf.zeros(0)
 
 
 class Variable:
     """One variable with its state, and the operations bound to it."""
 
-    def __init__(self, codec: _core.Codec, corrected: bool = True, starts: tuple[int, ...] = (0,)) -> None:
+    def __init__(
+        self, codec: _core.Codec, corrected: bool = True, starts: tuple[int, ...] = (0,), rank: int = 0
+    ) -> None:
         self.codec = codec
         self.model = tf.Variable(tf.zeros(codec.n))
         self.residual = tf.Variable(tf.zeros(codec.n))
@@ -32,7 +35,7 @@ class Variable:
         self.memory = tf.Variable(tf.zeros(codec.memory))
         self.kept = ["residual", *(["velocity", "rate"] if corrected else []), *(["memory"] if codec.memory else [])]
         self.state = [self.counts.handle, *(getattr(self, name).handle for name in self.kept)]
-        self.coding = {"codecs": [codec.description] * len(starts), "seed": 0, "number": 0, "rank": 0}
+        self.coding = {"codecs": [codec.description] * len(starts), "seed": 0, "number": 0, "rank": rank}
         self.starts = list(starts)
 
     def propose(
@@ -73,9 +76,10 @@ class Variable:
             tf.constant(1.0, tf.float64),
             NOT_OPENED,
             values.pop("squares", OWN_SQUARES),
+            values.pop("returned", NOTHING_RETURNED),
             self.state,
             kept=self.kept,
-            messages=[PAYLOADS] * len(self.starts),
+            messages=[values.pop("message", PAYLOADS)] * len(self.starts),
             carried=False,
             **values,
             **self.coding,
@@ -231,3 +235,32 @@ def test_large_tensors_use_several_threads_with_the_same_result() -> None:
     ours.finish(g, proposed, proposed[0])
     expected.commit(update, g.numpy(), residual, velocity)
     assert ours.residual.numpy().tobytes() == residual.tobytes()
+
+
+def test_a_sparse_allreduce_returns_the_rest_to_the_residual() -> None:
+    """Of two workers of which this is the second; the first sends the same."""
+    codec = Coding("float32").divided(NUMEL, SENT, 2)
+    ours = Variable(codec, rank=1)
+    g = gradient()
+    proposed = ours.propose(g, momentum=0.0)
+    parts = tf.reshape(proposed[0], (2, -1))
+    twice = tf.concat([parts[1], parts[1]], 0)
+    part, returned = library.horovod_dgc_reduce(twice, proposed[1], **ours.coding)
+    expected, begin, rest = codec.reduce(1, twice.numpy())
+    np.testing.assert_array_equal(part, expected)
+    np.testing.assert_array_equal(returned, rest)
+    returned = returned + 0.25
+    received = tf.concat([parts[0], part], 0)
+    options = {"workers": 2, "message": RANGES, "masking": False}
+    with pytest.raises(tf.errors.InvalidArgumentError, match="returned has 0 elements; allowed: 1500"):
+        ours.finish(g, proposed, received, **options)
+    result = ours.finish(g, proposed, received, returned=returned, **options).numpy()
+    sent = np.zeros(NUMEL, np.float32)
+    codec.decode_add(proposed[0].numpy(), sent)
+    kept = 0.5 * g.numpy() - sent
+    kept[begin:] += returned.numpy()
+    np.testing.assert_allclose(ours.residual.numpy(), kept, atol=1e-6)
+    total = np.zeros(NUMEL, np.float32)
+    codec.decode_add(received.numpy(), total)
+    np.testing.assert_allclose(result, total / 2, rtol=1e-6)
+    assert int(ours.counts[0, 2]) == codec.nbytes + codec.nbytes // 2
