@@ -8,12 +8,13 @@ from horovod_dgc import _checks
 from horovod_dgc.methods.base import Plan
 
 Transport = Literal["gather", "allreduce", "sparse-allreduce"]
+NAMES = ("auto", *get_args(Transport))
 FLOAT32_NBYTES = 4
 
 
 def forced(name: object) -> Transport | None:
     """The transport that the option ``transport`` forces for every tensor; None for "auto", the choice by cost."""
-    _checks.one_of("transport", name, ("auto", *get_args(Transport)))
+    _checks.one_of("transport", name, NAMES)
     return None if name == "auto" else cast(Transport, name)
 
 
@@ -21,14 +22,15 @@ def resolved(plan: Plan, workers: int, wanted: Transport | None) -> tuple[Transp
     """How a tensor travels among ``workers``, and its plan for that.
 
     Args:
-        wanted: None for the choice by cost. A tensor that cannot travel by "sparse-allreduce" is chosen for by cost.
+        wanted: None for the choice by cost, in which a sparse allreduce takes the place of a dense one where that pays.
+            A tensor that cannot travel by "sparse-allreduce" is chosen for by cost.
     """
-    divided = plan.divided(workers) if workers > 1 else None
-    if divided is not None and (wanted == "sparse-allreduce" or (wanted is None and _divides(plan, divided, workers))):
-        return "sparse-allreduce", divided
-    if wanted is None or wanted == "sparse-allreduce":
-        return choose(plan, workers), plan
-    return wanted, plan
+    chosen = choose(plan, workers) if wanted in (None, "sparse-allreduce") else wanted
+    if workers > 1 and (wanted == "sparse-allreduce" or (wanted is None and chosen == "allreduce")):
+        divided = plan.divided(workers)
+        if divided is not None and (wanted is not None or _halves_dense(plan, divided, workers)):
+            return "sparse-allreduce", divided
+    return chosen, plan
 
 
 def received_nbytes(plan: Plan, workers: int, transport: Transport) -> float:
@@ -66,12 +68,7 @@ def message_nbytes(plan: Plan, transport: Transport) -> int:
     return plan.numel * FLOAT32_NBYTES
 
 
-def _divides(plan: Plan, divided: Plan, workers: int) -> bool:
-    """Whether a tensor is sent by ranges: where a gather has become too long, and that at least halves the dense bytes.
-
-    It puts off a part of what the workers have sent, which the other two do not.
-    """
-    if choose(plan, workers) == "gather":
-        return False
+def _halves_dense(plan: Plan, divided: Plan, workers: int) -> bool:
+    """Whether a sparse allreduce at least halves the bytes of a dense one: it puts off a part of what has been sent."""
     dense = received_nbytes(plan, workers, "allreduce")
     return 2 * received_nbytes(divided, workers, "sparse-allreduce") <= dense

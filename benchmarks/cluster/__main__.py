@@ -20,6 +20,8 @@ from cluster.lab import MOST_HOSTS, Lab
 from cluster.links import RATES, Traffic
 from support import report
 
+from horovod_dgc.transport import NAMES
+
 hosts_option = click.option(
     "--hosts", type=click.IntRange(1, MOST_HOSTS), default=2, show_default=True, help="They are node1, node2, ..."
 )
@@ -30,6 +32,13 @@ rate_option = click.option(
     show_default=True,
     help="Of each host's link, in each direction.",
 )
+launcher_option = click.option(
+    "--launcher", type=click.Choice(accounting.LAUNCHERS), default="horovodrun", show_default=True
+)
+method_option = click.option(
+    "--method", default="dgc:density=0.05", show_default=True, help="As in the examples' --compression."
+)
+steps_option = click.option("--steps", type=click.IntRange(1), default=20, show_default=True)
 
 
 def end(number: int, frame: FrameType | None) -> None:
@@ -60,15 +69,10 @@ def lab(hosts: int, rate: str, with_bytes: bool, command: tuple[str, ...]) -> No
 @main.command("bytes")
 @hosts_option
 @rate_option
-@click.option("--launcher", type=click.Choice(accounting.LAUNCHERS), default="horovodrun", show_default=True)
-@click.option("--method", default="dgc:density=0.05", show_default=True, help="As in the examples' --compression.")
-@click.option(
-    "--transport",
-    type=click.Choice(["auto", "gather", "allreduce", "sparse-allreduce"]),
-    default="auto",
-    show_default=True,
-)
-@click.option("--steps", type=click.IntRange(1), default=20, show_default=True)
+@launcher_option
+@method_option
+@click.option("--transport", type=click.Choice(NAMES), default="auto", show_default=True)
+@steps_option
 def compare_bytes(hosts: int, rate: str, launcher: str, method: str, transport: str, steps: int) -> None:
     """Train a known number of steps and compare the bytes at each interface with what stats() says was sent."""
     with Lab(hosts=hosts, rate=rate) as made:
@@ -93,10 +97,10 @@ def compare_bytes(hosts: int, rate: str, launcher: str, method: str, transport: 
 @main.command()
 @hosts_option
 @rate_option
-@click.option("--launcher", type=click.Choice(accounting.LAUNCHERS), default="horovodrun", show_default=True)
-@click.option("--method", default="dgc:density=0.05", show_default=True, help="As in the examples' --compression.")
+@launcher_option
+@method_option
 @click.option("--workers-per-host", type=click.IntRange(2), default=2, show_default=True)
-@click.option("--steps", type=click.IntRange(1), default=20, show_default=True)
+@steps_option
 def hierarchy(hosts: int, rate: str, launcher: str, method: str, workers_per_host: int, steps: int) -> None:
     """Train with several workers on each host, flat and hierarchically, and compare the bytes at each interface."""
     with Lab(hosts=hosts, rate=rate) as made:

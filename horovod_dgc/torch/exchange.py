@@ -51,7 +51,7 @@ class Exchange:
         self._entry = entry
         self._backend = entry.backend
         self._gradient = gradient
-        self._plan = plan
+        self._plan = plan if members.workers > 1 else plan.whole()
         self._group = group
         self._flat = flatten(gradient)
         self._view = self._backend.view(self._flat)
@@ -121,10 +121,6 @@ class Exchange:
         else:
             self._propose(carried)
         self._encode_seconds = time.perf_counter() - began
-
-    def ready(self) -> bool:
-        """Whether :meth:`arrive` has something to do that would not have to wait."""
-        return False
 
     def arrive(self) -> float:
         """Encode what :meth:`start` could not; here it always can."""

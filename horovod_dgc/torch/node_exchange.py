@@ -75,9 +75,11 @@ class NodeExchange:
             message, name=f"{self._name}.scatter", op=hvd.Average, process_set=self._inside.process_set
         )
 
-    def ready(self) -> bool:
-        """Whether :meth:`arrive` would not have to wait."""
-        return self._scattered is not None and bool(hvd.poll(self._scattered))
+    def arrive_if_ready(self) -> bool:
+        """:meth:`arrive` if it need not wait; whether it has been called."""
+        if self._scattered is not None and hvd.poll(self._scattered):
+            self.arrive()
+        return self._between is not None
 
     def arrive(self) -> float:
         """Encode this rank's part of the node's mean gradient, and send it or what has to be agreed upon first.

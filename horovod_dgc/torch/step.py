@@ -75,6 +75,8 @@ class Step:
         self._expected = expected
         self._groups = takeover.group_of()
         self._exchanges: dict[str, Exchange | NodeExchange] = {}
+        # Those whose gradients are on their way inside the node.
+        self._pending: list[NodeExchange] = []
         self._tokens = torch.ones(token_count)
         self._flag: int | None = None
         self._began = time.perf_counter()
@@ -90,9 +92,7 @@ class Step:
         self._exchanges[entry.name] = exchange
         if not self.deferred:
             self._start(exchange, 1.0 / self.loss_scale, carried=True)
-            for other in self._exchanges.values():
-                if other.ready():
-                    other.arrive()
+            self._pending = [node for node in self._pending if not node.arrive_if_ready()]
             # Ranks must agree upon when it is sent; when a node's gradients have arrived is up to each.
             if position + 1 == self._expected and self._nodes is None:
                 self._send_flag()
@@ -164,12 +164,12 @@ class Step:
         plan = self.method.plan(entry.shape, self.number)
         group = self._groups[id(entry.parameter)]
         if entry.part is None:
-            plan = plan if self.workers > 1 else plan.whole()
             return Exchange(self, entry, gradient, plan, group, token, self._everyone)
         assert self._nodes is not None
         inside, across = self._nodes
-        plan = plan if across.workers > 1 else plan.whole()
-        return NodeExchange(self, entry, gradient, plan, group, token, inside=inside, across=across)
+        exchange = NodeExchange(self, entry, gradient, plan, group, token, inside=inside, across=across)
+        self._pending.append(exchange)
+        return exchange
 
     def _start(self, exchange: Exchange | NodeExchange, unscale: float, *, carried: bool) -> None:
         clip = self.method.clip_norm
