@@ -6,6 +6,7 @@ second, each way) of the slowest link of the ring::
     allreduce    2 (N - 1) alpha + 2 (N - 1) / N * s / beta
     allgather      (N - 1) alpha +   (N - 1)     * s / beta
     alltoall       (N - 1) alpha +   (N - 1) / N * s / beta
+    reducescatter  (N - 1) alpha +   (N - 1) / N * s / beta
 
 (Thakur, Rabenseifner, Gropp, Int. J. High Performance Computing Applications 19(1), 2005, sections 4.1 and 4.5;
 Patarasuk and Yuan, J. Parallel and Distributed Computing 69(2), 2009.) With ``algorithm="doubling"`` ceil(log2 N) takes
@@ -14,7 +15,9 @@ are those of :func:`horovod_dgc.transport.received_nbytes`.
 
 Workers of a node stand next to each other on the ring, so each link between nodes carries what one worker
 receives, however many workers a node has. A ring over several nodes waits for the links between them in every
-step: their alpha and beta count, and those within the node only if there is no other node.
+step: their alpha and beta count, and those within the node only if there is no other node. With the hierarchical
+transport L workers of a node scatter and gather at the node's own alpha and beta, and each of them is on a ring of its
+own over the nodes, so that L rings share a node's link: beta / L for each.
 
 Horovod puts tensors of one type that wait together into one message of up to a fusion threshold, so latency
 is paid for ceil(bytes / threshold) messages, where an allgather's bytes are those of its result (Horovod 0.28.1,
@@ -35,9 +38,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 from horovod_dgc import _checks, transport
+from horovod_dgc.hierarchy import Hierarchy
 from horovod_dgc.methods.base import Method, Outputs, Plan
 
 FUSION_NBYTES = 128 << 20
@@ -49,6 +54,10 @@ LATENCY_STEPS: dict[str, Callable[[int], int]] = {
     "ring": lambda workers: workers - 1,
     "doubling": lambda workers: (workers - 1).bit_length(),
 }
+
+
+Among = Literal["all", "node", "places"]
+"""Who takes part in a collective: all workers, those of a node, or those of the same place on all nodes."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +105,19 @@ class Cluster:
     def nodes(self) -> int:
         return self.workers // self.workers_per_node
 
-    @property
-    def slowest(self) -> tuple[float, float]:
-        """Latency and bandwidth of the links that a ring over all workers waits for."""
-        if self.nodes > 1:
-            return self.latency, self.bandwidth
-        return self.local_latency, self.local_bandwidth
+    def ring(self, among: Among) -> tuple[int, float, float]:
+        """Workers of such a ring, and latency and bandwidth of the links that it waits for."""
+        if among == "places":
+            return self.nodes, self.latency, self.bandwidth / self.workers_per_node
+        if among == "all" and self.nodes > 1:
+            return self.workers, self.latency, self.bandwidth
+        return self.workers_per_node, self.local_latency, self.local_bandwidth
+
+    def link_share(self, among: Among) -> int:
+        """How many such rings cross a node's link; the link is a worker's where there is one node."""
+        if among == "node":
+            return 0 if self.nodes > 1 else 1
+        return self.workers_per_node if among == "places" else 1
 
 
 @dataclass(frozen=True)
@@ -142,18 +158,23 @@ class Collective:
     received: Callable[[int, int], float]
     buffer: Callable[[int, int], int]
 
-    def seconds(self, nbytes: int, cluster: Cluster) -> float:
+    def seconds(self, nbytes: int, cluster: Cluster, among: Among = "all") -> float:
         """Time for all tensors of one type together."""
-        latency, bandwidth = cluster.slowest
-        messages = math.ceil(self.buffer(nbytes, cluster.workers) / cluster.fusion_nbytes)
-        steps = messages * self.phases * LATENCY_STEPS[cluster.algorithm](cluster.workers)
-        return steps * latency + self.received(nbytes, cluster.workers) / bandwidth
+        workers, latency, bandwidth = cluster.ring(among)
+        messages = math.ceil(self.buffer(nbytes, workers) / cluster.fusion_nbytes)
+        steps = messages * self.phases * LATENCY_STEPS[cluster.algorithm](workers)
+        return steps * latency + self.received(nbytes, workers) / bandwidth
+
+    def link_nbytes(self, nbytes: int, cluster: Cluster, among: Among) -> float:
+        """What crosses a node's link one way."""
+        return cluster.link_share(among) * self.received(nbytes, cluster.ring(among)[0])
 
 
 COLLECTIVES: dict[str, Collective] = {
     "allreduce": Collective(2, lambda s, n: 2 * (n - 1) / n * s, lambda s, n: s),
     "allgather": Collective(1, lambda s, n: float((n - 1) * s), lambda s, n: n * s),
     "alltoall": Collective(1, lambda s, n: (n - 1) / n * s, lambda s, n: s),
+    "reducescatter": Collective(1, lambda s, n: (n - 1) / n * s, lambda s, n: s),
 }
 
 
@@ -174,11 +195,16 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Message:
-    """A tensor's part in one collective; parts of the same ``collective`` and ``group`` may be fused."""
+    """A tensor's part in one collective; parts of the same ``collective``, ``group`` and ring may be fused."""
 
     collective: str
     group: str
     nbytes: int
+    among: Among = "all"
+
+
+Ring = tuple[str, str, Among]
+"""Collective, group and who takes part: what messages are fused by."""
 
 
 @dataclass(frozen=True)
@@ -187,60 +213,86 @@ class Load:
 
     Attributes:
         transport: which one it really is.
+        plan: of what a worker encodes.
         messages: the gradient's, in order.
         control: messages besides.
         decoded: coordinates that a worker decodes, over all payloads.
+        inside: dense messages inside a node.
     """
 
     transport: str
+    plan: Plan
     messages: tuple[Message, ...]
     control: tuple[Message, ...]
     decoded: int
+    inside: tuple[Message, ...] = ()
 
 
 _FACTOR = Message("allreduce", "float32", CONTROL_NBYTES)
 
 
-def _gather(tensor: Tensor, workers: int) -> Load:
+def _gather(tensor: Tensor, cluster: Cluster) -> Load:
     plan = tensor.plan
     payload = Message("allgather", "payload", plan.payload_nbytes)
-    return Load("gather", (*_opening(plan), payload), (_FACTOR,), workers * plan.sent)
+    return Load("gather", plan, (*_opening(plan), payload), (_FACTOR,), cluster.workers * plan.sent)
 
 
-def _allreduce(tensor: Tensor, workers: int) -> Load:
+def _allreduce(tensor: Tensor, cluster: Cluster) -> Load:
     plan = tensor.plan
     kind = "float32" if plan.summable is None else str(plan.summable)
     message = Message("allreduce", kind, transport.message_nbytes(plan, "allreduce"))
     # Horovod's own allreduce takes what is there when it calls, and leaves no sign of a sum.
     carried = not plan.codec.opening[0] and not plan.codec.votes
-    return Load("allreduce", (*_opening(plan), message), () if carried else (_FACTOR,), plan.sent)
+    return Load("allreduce", plan, (*_opening(plan), message), () if carried else (_FACTOR,), plan.sent)
 
 
-def _sparse_allreduce(tensor: Tensor, workers: int) -> Load:
-    way, plan = transport.resolved(tensor.plan, workers, "sparse-allreduce")
+def _sparse_allreduce(tensor: Tensor, cluster: Cluster) -> Load:
+    way, plan = transport.resolved(tensor.plan, cluster.workers, "sparse-allreduce")
     if way != "sparse-allreduce":
-        return TRANSPORTS[way](tensor, workers)
+        return TRANSPORTS[way](tensor, cluster)
     parts = Message("alltoall", str(tensor.number), plan.payload_nbytes)
-    sums = Message("allgather", "payload", plan.payload_nbytes // workers)
+    sums = Message("allgather", "payload", plan.payload_nbytes // cluster.workers)
     # The parts that come here, and then the sums.
-    return Load("sparse-allreduce", (parts, sums), (_FACTOR,), 2 * plan.sent)
+    return Load("sparse-allreduce", tensor.plan, (parts, sums), (_FACTOR,), 2 * plan.sent)
 
 
-def _auto(tensor: Tensor, workers: int) -> Load:
-    return TRANSPORTS[transport.resolved(tensor.plan, workers, None)[0]](tensor, workers)
+def _auto(tensor: Tensor, cluster: Cluster) -> Load:
+    return TRANSPORTS[transport.resolved(tensor.plan, cluster.workers, None)[0]](tensor, cluster)
+
+
+def _hierarchical(tensor: Tensor, cluster: Cluster) -> Load:
+    """As "auto", between the nodes, of the part of a node's mean gradient that its first worker has."""
+    local = cluster.workers_per_node
+    part = Hierarchy(0, cluster.workers, local).part(tensor.shape, tensor.outputs) if local > 1 else None
+    if part is None:
+        return _auto(tensor, cluster)
+    across = replace(cluster, workers=cluster.nodes, workers_per_node=1)
+    # A part's rows are its output units in every framework.
+    load = _auto(replace(tensor, shape=part.shape, outputs="first"), across)
+    dense = transport.FLOAT32_NBYTES * math.prod(tensor.shape)
+    return replace(
+        load,
+        messages=tuple(replace(message, among="places") for message in load.messages),
+        control=(_FACTOR,),
+        inside=(
+            Message("reducescatter", "scatter", dense, "node"),
+            Message("allgather", "gather", transport.FLOAT32_NBYTES * part.numel, "node"),
+        ),
+    )
 
 
 def _opening(plan: Plan) -> tuple[Message, ...]:
     return (Message("allreduce", "opening", plan.opening_nbytes),) if plan.opening_nbytes else ()
 
 
-TRANSPORTS: dict[str, Callable[[Tensor, int], Load]] = {
+TRANSPORTS: dict[str, Callable[[Tensor, Cluster], Load]] = {
     "auto": _auto,
     "gather": _gather,
     "allreduce": _allreduce,
     "sparse-allreduce": _sparse_allreduce,
+    "hierarchical": _hierarchical,
 }
-"""From a tensor and the number of workers to what has to be carried; "auto" is what ``Compression`` does."""
+"""From a tensor and a cluster to what has to be carried; "auto" is what ``Compression`` does of itself."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +308,8 @@ class Prediction:
         sent_nbytes: handed to Horovod's collectives as gradients by the transports chosen, ``stats().last.sent``.
         control_nbytes: handed over besides, ``stats().last.control`` in PyTorch without ``clip_norm``, which
             makes every tensor wait for the last and so adds four bytes to each.
-        link_nbytes: cross the worker's link one way, gradients and control together.
+        inside_nbytes: handed over inside the node, dense; ``stats().last.inside``.
+        link_nbytes: cross a node's link one way, gradients and control together; where there is one node, a worker's.
         transports: number of tensors by transport.
     """
 
@@ -271,6 +324,7 @@ class Prediction:
     payload_nbytes: int
     sent_nbytes: int
     control_nbytes: int
+    inside_nbytes: int
     link_nbytes: float
     transports: Mapping[str, int]
 
@@ -310,7 +364,8 @@ def predict(
         method: None for Horovod's own allreduce of float32 gradients.
         compute: seconds of a worker's step without any exchange, > 0.
         rates: of the method, as :func:`horovod_dgc.rates.assumed` or :func:`horovod_dgc.rates.measured` gives them.
-        transport: "auto", "gather", "allreduce" or "sparse-allreduce", as for ``Compression``.
+        transport: "auto", "gather", "allreduce" or "sparse-allreduce", as for ``Compression``, or "hierarchical" for
+            ``Compression(..., hierarchical=True)``.
         overlap: share of the computation that the exchange may hide behind, in [0, 1]; 0 hides nothing.
         outputs: which axis counts a layer's output units: "first" (PyTorch) or "last" (Keras).
         step: number of the exchange, for a warm-up schedule; None for after it.
@@ -322,8 +377,9 @@ def predict(
     _checks.in_range("overlap", overlap, 0, 1)
     _checks.one_of("transport", transport, TRANSPORTS)
     workers = cluster.workers
-    sent: Counter[tuple[str, str]] = Counter()
-    control: Counter[tuple[str, str]] = Counter()
+    sent: Counter[Ring] = Counter()
+    control: Counter[Ring] = Counter()
+    inside: Counter[Ring] = Counter()
     transports: Counter[str] = Counter()
     dense = payload = elements = stateful = decoded = tensors = 0
     for shape in shapes.values() if isinstance(shapes, Mapping) else shapes:
@@ -333,27 +389,27 @@ def predict(
         dense += numel * 4
         if method is None:
             payload += numel * 4
-            sent["allreduce", "float32"] += numel * 4
+            sent["allreduce", "float32", "all"] += numel * 4
             transports["allreduce"] += 1
             continue
-        plan = method.plan(dimensions, step, outputs)
-        load = TRANSPORTS[transport](Tensor(tensors, method, dimensions, outputs, step), workers)
-        for counts, messages in ((sent, load.messages), (control, load.control)):
+        load = TRANSPORTS[transport](Tensor(tensors, method, dimensions, outputs, step), cluster)
+        for counts, messages in ((sent, load.messages), (control, load.control), (inside, load.inside)):
             for message in messages:
-                counts[message.collective, message.group] += message.nbytes
+                counts[message.collective, message.group, message.among] += message.nbytes
+        plan = load.plan
         payload += plan.opening_nbytes + plan.payload_nbytes
-        elements += numel
-        stateful += numel if plan.residual or plan.momentum == "local" else 0
+        elements += plan.numel
+        stateful += plan.numel if plan.residual or plan.momentum == "local" else 0
         decoded += load.decoded
         transports[load.transport] += 1
     if method is not None and tensors:
-        control["allreduce", "flag"] += CONTROL_NBYTES
+        control["allreduce", "flag", "all"] += CONTROL_NBYTES
     if workers == 1:
         # Horovod calls no compression and sends nothing.
-        sent, control, transports = Counter(), Counter(), Counter()
+        sent, control, inside, transports = Counter(), Counter(), Counter(), Counter()
         elements = stateful = decoded = tensors = 0
-    together = sent + control
-    network = sum(COLLECTIVES[kind].seconds(nbytes, cluster) for (kind, _), nbytes in together.items())
+    together = sent + control + inside
+    network = sum(COLLECTIVES[kind].seconds(nbytes, cluster, among) for (kind, _, among), nbytes in together.items())
     return Prediction(
         workers=workers,
         compute=compute,
@@ -366,6 +422,9 @@ def predict(
         payload_nbytes=payload,
         sent_nbytes=sum(sent.values()),
         control_nbytes=sum(control.values()),
-        link_nbytes=sum(COLLECTIVES[kind].received(nbytes, workers) for (kind, _), nbytes in together.items()),
+        inside_nbytes=sum(inside.values()),
+        link_nbytes=sum(
+            COLLECTIVES[kind].link_nbytes(nbytes, cluster, among) for (kind, _, among), nbytes in together.items()
+        ),
         transports=dict(transports),
     )

@@ -7,20 +7,27 @@ Needs root, and Debian's packages iproute2, openssh-client and openssh-server. T
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from cluster import accounting, folders
+from cluster import accounting, folders, scaling
 from cluster.lab import MOST_HOSTS, Lab
 from cluster.links import RATES, Traffic
 from support import report
+from support.results import Results
 
 from horovod_dgc.transport import NAMES
+
+FOLDER = Path(__file__).parent
+DOCS = FOLDER.parents[1] / "docs"
 
 hosts_option = click.option(
     "--hosts", type=click.IntRange(1, MOST_HOSTS), default=2, show_default=True, help="They are node1, node2, ..."
@@ -39,6 +46,14 @@ method_option = click.option(
     "--method", default="dgc:density=0.05", show_default=True, help="As in the examples' --compression."
 )
 steps_option = click.option("--steps", type=click.IntRange(1), default=20, show_default=True)
+
+
+def several(name: str, variable: str, values: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """An option that may be given several times; without it all ``values`` are meant."""
+    every = tuple(values)
+    return click.option(
+        name, variable, type=click.Choice(every), multiple=True, default=every, help="May be given several times."
+    )
 
 
 def end(number: int, frame: FrameType | None) -> None:
@@ -125,6 +140,50 @@ def hierarchy(hosts: int, rate: str, launcher: str, method: str, workers_per_hos
             for host, one, other in zip(made.addresses, flat.traffic, nodes.traffic)
         ],
     )
+
+
+@main.command("scaling")
+@several("--model", "models", scaling.MODELS)
+@several("--hosts", "hosts", scaling.HOSTS)
+@several("--rate", "rates", scaling.RATES)
+@click.option("--compute", default=1.0, show_default=True, help="Seconds of each step that stand for computation.")
+@click.option("--steps", type=click.IntRange(3), default=7, show_default=True, help="Of each contender.")
+@click.option("--budget", default=40.0, show_default=True, help="Seconds after which fewer steps have to do, but 3.")
+@click.option(
+    "--results",
+    "path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=FOLDER / "scaling.jsonl",
+    show_default="scaling.jsonl beside the command",
+    help="Where finished rows are kept; delete it to measure all anew.",
+)
+@click.option(
+    "--docs",
+    type=click.Path(file_okay=False, exists=True, path_type=Path),
+    default=DOCS,
+    show_default="docs/",
+    help="Folder whose scaling.md gets the tables, and whose folder scaling gets the plots.",
+)
+@click.option("--tables-only", is_flag=True, help="Measure nothing: write tables and plots from what is finished.")
+def measure_scaling(
+    models: tuple[str, ...],
+    hosts: tuple[int, ...],
+    rates: tuple[str, ...],
+    compute: float,
+    steps: int,
+    budget: float,
+    path: Path,
+    docs: Path,
+    tables_only: bool,
+) -> None:
+    """Time whole steps, dense and compressed, for each model, number of hosts and rate; half an hour; resumable."""
+    from cluster import scaling_report
+
+    results = Results(path, scaling.KEY)
+    settings = functools.partial(scaling.settings, compute=compute, steps=steps, budget=budget)
+    if not tables_only:
+        scaling.carry_out(settings(models, hosts, rates), results)
+    scaling_report.write(docs, scaling_report.found(settings(), results))
 
 
 @main.command("list")

@@ -39,8 +39,8 @@ def commands() -> None:
               help="Share of that time that the exchange may hide behind, 0 to 1.")  # fmt: skip
 @click.option("--method", "names", multiple=True, default=DEFAULTS, show_default=True,
               help="As in --compression of the examples, for instance qsgd:bits=4; dense is always there.")  # fmt: skip
-@click.option("--transport", "transports", multiple=True, type=click.Choice(list(TRANSPORTS)), default=("auto",),
-              show_default=True, help="Repeat it to compare; auto is what Compression does.")  # fmt: skip
+@click.option("--transport", "transports", multiple=True, type=click.Choice(list(TRANSPORTS)),
+              help="Repeat it to compare; by default auto, and with several workers on a node hierarchical.")  # fmt: skip
 @click.option("--algorithm", type=click.Choice(list(LATENCY_STEPS)), default="ring", show_default=True,
               help="How often a collective pays the latency: about N times, or log2 N times.")  # fmt: skip
 @click.option("--fusion-mib", type=int, default=128, show_default=True, help="Horovod's fusion threshold.")
@@ -91,6 +91,7 @@ def plan(
             units.seconds("step-time", step_time),
             overlap,
         )
+        transports = transports or (("auto", "hierarchical") if workers_per_node > 1 else ("auto",))
         source, made = _contenders(names, transports, calibrate, rates_path, network_only)
         predictions = {contender.label: job.predict(contender) for contender in made}
     except ValueError as error:

@@ -22,7 +22,7 @@ def describe(console: Console, job: Job, predictions: Mapping[str, Prediction], 
         f"{model.name}: {len(model.shapes)} tensors, {elements:,} elements, {4 * elements / 2**20:.2f} MiB in float32"
         + (f"; {len(model.left_out)} entries of the file left out as no parameters" if model.left_out else "")
     )
-    latency, bandwidth = cluster.slowest
+    _, latency, bandwidth = cluster.ring("all")
     between = "between nodes" if cluster.nodes > 1 else "within the node"
     console.print(
         f"{cluster.workers} workers on {cluster.nodes} node{'s' if cluster.nodes > 1 else ''}, "
@@ -36,7 +36,10 @@ def describe(console: Console, job: Job, predictions: Mapping[str, Prediction], 
     )
     console.print(f"rates of encoding and decoding: {source}")
     choice = recommended(predictions)
-    table = Table(caption="bytes: handed over by one worker in a step; link: what it receives", caption_justify="left")
+    table = Table(
+        caption="bytes: handed over by one worker in a step; link: what a node's link carries one way",
+        caption_justify="left",
+    )
     table.add_column("method", overflow="fold")
     table.add_column("gather +\nsparse +\nallreduce", justify="right", no_wrap=True)
     for column in ("bytes", "dense /", "link bytes", "encode", "decode", "network", "step", "efficiency", "speedup"):

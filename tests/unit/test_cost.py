@@ -123,9 +123,9 @@ def test_one_worker_exchanges_nothing() -> None:
 
 def test_the_links_that_count_are_those_between_nodes_if_there_are_any() -> None:
     inside = Cluster(4, 1.0, workers_per_node=4, local_bandwidth=1e9, local_latency=1e-6)
-    assert (inside.nodes, inside.slowest) == (1, (1e-6, 1e9))
+    assert (inside.nodes, inside.ring("all")) == (1, (4, 1e-6, 1e9))
     across = replace(inside, workers=8)
-    assert (across.nodes, across.slowest) == (2, (50e-6, 1.0))
+    assert (across.nodes, across.ring("all")) == (2, (8, 50e-6, 1.0))
     alone = replace(across, workers_per_node=1)
     assert seconds_of_network(DGC(), across) == seconds_of_network(DGC(), alone)
 
@@ -154,8 +154,9 @@ def test_figure_6(dense_speedup: float) -> None:
 
 
 CLUSTERS = st.builds(
-    Cluster,
-    workers=st.integers(1, 5000),
+    lambda nodes, local, **settings: Cluster(workers=nodes * local, workers_per_node=local, **settings),
+    nodes=st.integers(1, 1000),
+    local=st.integers(1, 9),
     bandwidth=st.floats(1e3, 1e12),
     latency=st.floats(0, 1),
     algorithm=st.sampled_from(["ring", "doubling"]),
@@ -168,6 +169,44 @@ SHARES = st.floats(0, 1)
 
 def made(name: str | None) -> Method | None:
     return method(name) if name else None
+
+
+def test_nodes_exchange_parts_of_their_mean_gradient() -> None:
+    rates = Rates(encode=1e-6, commit=2e-6, decode=3e-6, tensor=1e-3)
+    cluster = Cluster(12, 1e6, latency=1e-3, workers_per_node=4, local_bandwidth=1e7, local_latency=1e-5)
+    # Ten rows: the first workers of a node have three.
+    compressor, shape, part = DGC(density=0.01), (10, 500), (3, 500)
+    plan = compressor.plan(part)
+    found = predict({"w": shape}, compressor, cluster, 0.5, rates=rates, transport="hierarchical")
+    assert (found.payload_nbytes, found.sent_nbytes) == (plan.payload_nbytes,) * 2
+    assert found.inside_nbytes == 4 * (10 + 3) * 500
+    assert (found.encode, found.decode) == pytest.approx((1500 * 3e-6, 3 * plan.sent * 3e-6))
+    # Four rings of three nodes share a node's link; factor and flag go around all twelve workers.
+    control = 2 * (2 * 11 * 1e-3 + 2 * 11 / 12 * 4 / 1e6)
+    between = 2 * 1e-3 + 2 * plan.payload_nbytes / (1e6 / 4)
+    inside = (3 * 1e-5 + 3 / 4 * 20_000 / 1e7) + (3 * 1e-5 + 3 * 6000 / 1e7)
+    assert found.network == pytest.approx(control + between + inside)
+    assert found.link_nbytes == pytest.approx(4 * 2 * plan.payload_nbytes + 2 * 2 * 11 / 12 * 4)
+    # What has too few rows, or one dimension, goes as it would among all workers.
+    small = {"b": (5000,), "v": (3, 700)}
+    ways = [predict(small, compressor, cluster, 0.5, rates=rates, transport=way) for way in ("auto", "hierarchical")]
+    assert ways[0] == ways[1]
+
+
+def test_a_hierarchy_divides_bytes_between_nodes_and_state_by_the_workers_of_a_node() -> None:
+    cluster = Cluster(32, GBIT, workers_per_node=4)
+    flat, nodes = (
+        predict(shapes.vgg16(), DGC(), cluster, 0.1, rates=assumed(DGC()), transport=way)
+        for way in ("gather", "hierarchical")
+    )
+    # 31 payloads along the flat ring; of nodes seven, in four parts.
+    assert flat.link_nbytes / nodes.link_nbytes == pytest.approx(31 / 7, rel=0.05)
+    assert nodes.encode == pytest.approx(flat.encode / 4, rel=0.01)
+    single = replace(cluster, workers_per_node=1)
+    ways = [predict(MODEL, DGC(), single, 0.1, rates=FREE, transport=way) for way in ("auto", "hierarchical")]
+    assert ways[0] == ways[1]
+    one_node = predict(MODEL, DGC(), Cluster(4, 1.0, workers_per_node=4), 0.1, rates=FREE, transport="hierarchical")
+    assert one_node.network < 1 and one_node.link_nbytes > one_node.inside_nbytes / 2
 
 
 @settings(max_examples=150, deadline=None)
@@ -236,7 +275,7 @@ def test_wrong_clusters_are_refused(settings: dict[str, object], words: str) -> 
     [
         ({"compute": 0}, r"compute must be in \(0, inf\), got 0"),
         ({"overlap": 1.1}, r"overlap must be in \[0, 1\], got 1.1"),
-        ({"transport": "alltoall"}, "transport must be one of .*'sparse-allreduce', got 'alltoall'"),
+        ({"transport": "alltoall"}, "transport must be one of .*'sparse-allreduce', 'hierarchical', got 'alltoall'"),
         ({"shapes": [(3, -1)]}, "shapes must be a whole number >= 0, got -1"),
     ],
 )

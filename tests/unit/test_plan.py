@@ -62,13 +62,18 @@ def test_the_figures_are_those_of_the_cost_model(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     written = json.loads(path.read_text())
     cluster = Cluster(64, 1e9 / 8, latency=20e-6, workers_per_node=4)
-    for name, method in (("dense", None), ("dgc", DGC())):
-        told = predict(shapes.alexnet(), method, cluster, 0.35, rates=assumed(method), overlap=0.5)
+    dgc = DGC()
+    for name, method, way in (
+        ("dense", None, "auto"),
+        ("dgc", dgc, "auto"),
+        ("dgc, hierarchical", dgc, "hierarchical"),
+    ):
+        told = predict(shapes.alexnet(), method, cluster, 0.35, rates=assumed(method), overlap=0.5, transport=way)
         assert written["predictions"][name]["step"] == pytest.approx(told.step)
         assert f"{told.sent_nbytes + told.control_nbytes:,}" in said(result)
         assert f"{told.efficiency:.1%}" in said(result)
     assert written["predictions"]["dgc"]["payload_nbytes"] == traffic(shapes.alexnet(), DGC()).total
-    assert written["recommended"] == "dgc"
+    assert written["recommended"] == "dgc, hierarchical"
     assert "64 workers on 16 nodes, 1 Gb/s and 20 us between nodes" in said(result)
     assert "350 ms of computation, 50% of which hides the exchange" in said(result)
     assert "rates of encoding and decoding: assumed" in said(result)
