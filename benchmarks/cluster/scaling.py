@@ -29,6 +29,9 @@ MODELS: Mapping[str, str] = {"lstm-ptb": "LSTM, 51.0 M elements", "resnet50": "R
 RATES: Mapping[str, float] = {"100mbit": 100e6 / 8, "1gbit": 1e9 / 8, "10gbit": 10e9 / 8, "25gbit": 25e9 / 8}
 """Bytes a second by the lab's name of the rate."""
 HOSTS = (2, 4)
+COMPUTE = 1.0
+STEPS = 5
+BUDGET = 25.0
 
 ALONE = "no exchange"
 # What the worker is told of each, and the method by which horovod_dgc.cost predicts it: None for float32, and no entry
@@ -75,9 +78,9 @@ def settings(
     hosts: Iterable[int] = HOSTS,
     rates: Iterable[str] = tuple(RATES),
     *,
-    compute: float,
-    steps: int,
-    budget: float,
+    compute: float = COMPUTE,
+    steps: int = STEPS,
+    budget: float = BUDGET,
 ) -> list[Setting]:
     """All combinations, the slowest links of a number of hosts first."""
     return [Setting(*each, compute, steps, budget) for each in itertools.product(models, hosts, rates)]

@@ -21,6 +21,13 @@ PACKAGES = {
     "setpriv": "util-linux",
     "mount": "mount",
 }
+# What a lab asks of the kernel, in namespaces that are gone afterwards.
+TRIAL = """
+ip link add bridge type bridge
+ip link add port type veth peer name eth0
+tc qdisc add dev eth0 root tbf rate 1gbit burst 256kb latency 50ms
+ip link set port master bridge up
+"""
 # Where programs for administrators are, which not every PATH holds.
 ADMINISTRATORS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
@@ -55,6 +62,10 @@ def reason_against() -> str | None:
     if missing:
         packages = " ".join(dict.fromkeys(PACKAGES[program] for program in missing))
         return f"{', '.join(missing)} missing: apt-get install --no-install-recommends {packages}"
+    try:
+        output([find("unshare"), "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "sh", "-euc", TRIAL])
+    except LabError as error:
+        return f"this machine allows no namespaces with shaped links: {error.message}"
     return None
 
 
