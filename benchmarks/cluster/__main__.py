@@ -146,9 +146,13 @@ def hierarchy(hosts: int, rate: str, launcher: str, method: str, workers_per_hos
 @several("--model", "models", scaling.MODELS)
 @several("--hosts", "hosts", scaling.HOSTS)
 @several("--rate", "rates", scaling.RATES)
-@click.option("--compute", default=scaling.COMPUTE, show_default=True, help="Seconds of each step that stand for computation.")
+@click.option(
+    "--compute", default=scaling.COMPUTE, show_default=True, help="Seconds of each step that stand for computation."
+)
 @click.option("--steps", type=click.IntRange(3), default=scaling.STEPS, show_default=True, help="Of each contender.")
-@click.option("--budget", default=scaling.BUDGET, show_default=True, help="Seconds after which fewer steps have to do, but 3.")
+@click.option(
+    "--budget", default=scaling.BUDGET, show_default=True, help="Seconds after which fewer steps have to do, but 3."
+)
 @click.option(
     "--results",
     "path",

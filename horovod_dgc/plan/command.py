@@ -40,7 +40,7 @@ def commands() -> None:
 @click.option("--method", "names", multiple=True, default=DEFAULTS, show_default=True,
               help="As in --compression of the examples, for instance qsgd:bits=4; dense is always there.")  # fmt: skip
 @click.option("--transport", "transports", multiple=True, type=click.Choice(list(TRANSPORTS)),
-              help="Repeat it to compare; by default auto, and with several workers on a node hierarchical.")  # fmt: skip
+              help="Repeat it to compare. By default auto; with several workers a node hierarchical, too.")  # fmt: skip
 @click.option("--algorithm", type=click.Choice(list(LATENCY_STEPS)), default="ring", show_default=True,
               help="How often a collective pays the latency: about N times, or log2 N times.")  # fmt: skip
 @click.option("--fusion-mib", type=int, default=128, show_default=True, help="Horovod's fusion threshold.")
