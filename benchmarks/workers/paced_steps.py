@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -168,5 +167,4 @@ def main(settings: dict[str, Any], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", os.environ.get("HOROVOD_GLOO_IFACE", "lo"))
     main(json.loads(sys.argv[1]), Path(sys.argv[2]))
