@@ -2,37 +2,55 @@
 # Fills the image's Python environment.
 # Usage: install_packages.sh VENV WHEELS FRAMEWORKS, for Horovod and all that it and the examples import;
 # then: install_packages.sh --package VENV FRAMEWORKS, for horovod_dgc, from the current folder.
+# ACCELERATOR in the environment is cpu, the default, or cuda.
 set -euo pipefail
 export PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 build=/opt/build
-pins=(-c requirements/horovod-build.txt -c requirements/dev.txt -c requirements/constraints.txt)
+case ${ACCELERATOR:-cpu} in
+  cpu) requirements=requirements ;;
+  cuda) requirements=requirements/cuda ;;
+  *) echo "ACCELERATOR is cpu or cuda, not $ACCELERATOR" >&2 && exit 1 ;;
+esac
+pins=(-c "$requirements/horovod-build.txt" -c requirements/dev.txt -c "$requirements/constraints.txt")
 
 pip() { "$1/bin/python" -m pip "${@:2}" --quiet; }
 
 # Asked for by its name first: plain `torch==X` is a CUDA build of several GB on most x86-64 machines.
 install_torch() {
   local pin
+  # The pin for GPUs is of the default build, and no other.
+  [[ $requirements != requirements/cuda ]] || return 0
   pin=$(grep '^torch==' requirements/horovod-build.txt)
   pip "$1" install --no-deps "$pin+cpu" 2>/dev/null || echo "no CPU build of torch is to be had; taking the default one"
 }
 
 install_horovod() {
-  local venv=$1 wheels=$2 wheel
+  local venv=$1 wheels=$2 wheel nccl=()
   wheel=$(find "$wheels" -name 'horovod-*.whl' -print -quit)
+  [[ $requirements != requirements/cuda ]] || nccl=(--nccl)
   if [[ -z $wheel ]]; then
     python3.11 -m venv "$build"
     install_torch "$build"
-    pip "$build" install -r requirements/horovod-build.txt -c requirements/constraints.txt
+    pip "$build" install -r "$requirements/horovod-build.txt" -c "$requirements/constraints.txt"
     wheel=$("$build/bin/python" tools/build_horovod.py --cache /tmp/horovod \
-      --requirements requirements/horovod-build.txt)
+      --requirements "$requirements/horovod-build.txt" "${nccl[@]}")
     rm -rf "$build"
   fi
   pip "$venv" install --no-deps "$wheel"
+  # A wheel's name does not say whether it is one for GPUs.
+  if [[ ${#nccl[@]} != 0 && $("$venv/bin/horovodrun" --check-build) != *"[X] NCCL"* ]]; then
+    echo "the Horovod wheel that was given has no NCCL" >&2
+    exit 1
+  fi
 }
 
 install_packages() {
   local venv=$1 wheels=$2 frameworks
   read -ra frameworks <<<"$3"
+  if [[ $requirements == requirements/cuda && $3 != torch ]]; then
+    echo "for GPUs FRAMEWORKS can only be torch" >&2
+    exit 1
+  fi
   python3.11 -m venv "$venv"
   [[ " $3 " != *" torch "* ]] || install_torch "$venv"
   pip "$venv" install "${pins[@]}" "${frameworks[@]}" \
