@@ -6,10 +6,17 @@
 set -euo pipefail
 export PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 build=/opt/build
-case ${ACCELERATOR:-cpu} in
-  cpu) requirements=requirements ;;
-  cuda) requirements=requirements/cuda ;;
-  *) echo "ACCELERATOR is cpu or cuda, not $ACCELERATOR" >&2 && exit 1 ;;
+accelerator=${ACCELERATOR:-cpu}
+
+die() {
+  echo "$*" >&2
+  exit 1
+}
+
+case $accelerator in
+  cpu) requirements=requirements nccl=() ;;
+  cuda) requirements=requirements/cuda nccl=(--nccl) ;;
+  *) die "ACCELERATOR is cpu or cuda, not $accelerator" ;;
 esac
 pins=(-c "$requirements/horovod-build.txt" -c requirements/dev.txt -c "$requirements/constraints.txt")
 
@@ -18,16 +25,15 @@ pip() { "$1/bin/python" -m pip "${@:2}" --quiet; }
 # Asked for by its name first: plain `torch==X` is a CUDA build of several GB on most x86-64 machines.
 install_torch() {
   local pin
-  # The pin for GPUs is of the default build, and no other.
-  [[ $requirements != requirements/cuda ]] || return 0
+  # There the default build is wanted, and its pin fits no other.
+  [[ $accelerator == cpu ]] || return 0
   pin=$(grep '^torch==' requirements/horovod-build.txt)
   pip "$1" install --no-deps "$pin+cpu" 2>/dev/null || echo "no CPU build of torch is to be had; taking the default one"
 }
 
 install_horovod() {
-  local venv=$1 wheels=$2 wheel nccl=()
+  local venv=$1 wheels=$2 wheel
   wheel=$(find "$wheels" -name 'horovod-*.whl' -print -quit)
-  [[ $requirements != requirements/cuda ]] || nccl=(--nccl)
   if [[ -z $wheel ]]; then
     python3.11 -m venv "$build"
     install_torch "$build"
@@ -38,19 +44,14 @@ install_horovod() {
   fi
   pip "$venv" install --no-deps "$wheel"
   # A wheel's name does not say whether it is one for GPUs.
-  if [[ ${#nccl[@]} != 0 && $("$venv/bin/horovodrun" --check-build) != *"[X] NCCL"* ]]; then
-    echo "the Horovod wheel that was given has no NCCL" >&2
-    exit 1
-  fi
+  [[ $accelerator == cpu || $("$venv/bin/horovodrun" --check-build) == *"[X] NCCL"* ]] ||
+    die "$wheel has no NCCL, or not for this torch"
 }
 
 install_packages() {
   local venv=$1 wheels=$2 frameworks
   read -ra frameworks <<<"$3"
-  if [[ $requirements == requirements/cuda && $3 != torch ]]; then
-    echo "for GPUs FRAMEWORKS can only be torch" >&2
-    exit 1
-  fi
+  [[ $accelerator == cpu || $3 == torch ]] || die "for GPUs FRAMEWORKS can only be torch, not $3"
   python3.11 -m venv "$venv"
   [[ " $3 " != *" torch "* ]] || install_torch "$venv"
   pip "$venv" install "${pins[@]}" "${frameworks[@]}" \
