@@ -164,7 +164,8 @@ def build(work: Path, log: Path, flags: dict[str, str]) -> Path:
     source = work / f"horovod-{VERSION}"
     apply_edits(source)
     jobs = parallel_jobs()
-    frameworks = "torch and TensorFlow" if flags is BUILD_FLAGS else "torch with NCCL"
+    nccl = "HOROVOD_GPU_OPERATIONS" in flags
+    frameworks = "torch with NCCL" if nccl else "torch and TensorFlow"
     say(f"compiling {VERSION} for {frameworks}, {jobs} at a time (six minutes on two cores)")
     say(f"log: {log}")
     inherited = {
@@ -175,7 +176,7 @@ def build(work: Path, log: Path, flags: dict[str, str]) -> Path:
     environment = {
         **inherited,
         **flags,
-        **({} if flags is BUILD_FLAGS else cuda_paths(work)),
+        **(cuda_paths(work) if nccl else {}),
         "MAKEFLAGS": f"-j{jobs}",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
