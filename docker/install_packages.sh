@@ -2,16 +2,31 @@
 # Fills the image's Python environment.
 # Usage: install_packages.sh VENV WHEELS FRAMEWORKS, for Horovod and all that it and the examples import;
 # then: install_packages.sh --package VENV FRAMEWORKS, for horovod_dgc, from the current folder.
+# ACCELERATOR in the environment is cpu, the default, or cuda.
 set -euo pipefail
 export PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 build=/opt/build
-pins=(-c requirements/horovod-build.txt -c requirements/dev.txt -c requirements/constraints.txt)
+accelerator=${ACCELERATOR:-cpu}
+
+die() {
+  echo "$*" >&2
+  exit 1
+}
+
+case $accelerator in
+  cpu) requirements=requirements nccl=() ;;
+  cuda) requirements=requirements/cuda nccl=(--nccl) ;;
+  *) die "ACCELERATOR is cpu or cuda, not $accelerator" ;;
+esac
+pins=(-c "$requirements/horovod-build.txt" -c requirements/dev.txt -c "$requirements/constraints.txt")
 
 pip() { "$1/bin/python" -m pip "${@:2}" --quiet; }
 
 # Asked for by its name first: plain `torch==X` is a CUDA build of several GB on most x86-64 machines.
 install_torch() {
   local pin
+  # There the default build is wanted, and its pin fits no other.
+  [[ $accelerator == cpu ]] || return 0
   pin=$(grep '^torch==' requirements/horovod-build.txt)
   pip "$1" install --no-deps "$pin+cpu" 2>/dev/null || echo "no CPU build of torch is to be had; taking the default one"
 }
@@ -22,17 +37,21 @@ install_horovod() {
   if [[ -z $wheel ]]; then
     python3.11 -m venv "$build"
     install_torch "$build"
-    pip "$build" install -r requirements/horovod-build.txt -c requirements/constraints.txt
+    pip "$build" install -r "$requirements/horovod-build.txt" -c "$requirements/constraints.txt"
     wheel=$("$build/bin/python" tools/build_horovod.py --cache /tmp/horovod \
-      --requirements requirements/horovod-build.txt)
+      --requirements "$requirements/horovod-build.txt" "${nccl[@]}")
     rm -rf "$build"
   fi
   pip "$venv" install --no-deps "$wheel"
+  # A wheel's name does not say whether it is one for GPUs.
+  [[ $accelerator == cpu || $("$venv/bin/horovodrun" --check-build) == *"[X] NCCL"* ]] ||
+    die "$wheel has no NCCL, or not for this torch"
 }
 
 install_packages() {
   local venv=$1 wheels=$2 frameworks
   read -ra frameworks <<<"$3"
+  [[ $accelerator == cpu || $3 == torch ]] || die "for GPUs FRAMEWORKS can only be torch, not $3"
   python3.11 -m venv "$venv"
   [[ " $3 " != *" torch "* ]] || install_torch "$venv"
   pip "$venv" install "${pins[@]}" "${frameworks[@]}" \

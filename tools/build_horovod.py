@@ -50,6 +50,13 @@ BUILD_FLAGS = {
     "HOROVOD_WITH_GLOO": "1",
 }
 
+NCCL_BUILD_FLAGS = {
+    **{name: value for name, value in BUILD_FLAGS.items() if name != "HOROVOD_WITH_TENSORFLOW"},
+    "HOROVOD_WITHOUT_TENSORFLOW": "1",
+    "HOROVOD_GPU_OPERATIONS": "NCCL",
+    "HOROVOD_NCCL_LINK": "SHARED",
+    "HOROVOD_BUILD_CUDA_CC_LIST": "75,80,86,90,100,120",  # those of PyTorch's own build; and PTX of the last one
+}
 
 # The wheel is shared through the cache, so nothing may enter it that is not in the cache key.
 IGNORED_VARIABLES = {
@@ -61,6 +68,11 @@ IGNORED_VARIABLES = {
     "LDFLAGS",
     "CMAKE_ARGS",
     "CMAKE_GENERATOR",
+    "CUDAARCHS",
+    "CUDAFLAGS",
+    "CUDAHOSTCXX",
+    "NVCC_APPEND_FLAGS",
+    "NVCC_PREPEND_FLAGS",
 }
 BYTES_PER_JOB = 2 << 30  # the compiler's peak on the files that include TensorFlow's headers
 
@@ -74,7 +86,7 @@ def first_line(*command: str) -> str:
     return result.stdout.splitlines()[0]
 
 
-def cache_key(requirements: Path) -> str:
+def cache_key(requirements: Path, flags: dict[str, str]) -> str:
     """Digest of everything that the compiled wheel depends on."""
     pinned = [
         line.split("==")[0] for line in requirements.read_text().splitlines() if line and not line.startswith("#")
@@ -82,7 +94,7 @@ def cache_key(requirements: Path) -> str:
     facts = {
         "horovod": VERSION,
         "edits": EDITS,
-        "flags": BUILD_FLAGS,
+        "flags": flags,
         "packages": {name: importlib.metadata.version(name) for name in pinned},
         "python": sysconfig.get_config_var("SOABI"),
         "machine": platform.machine(),
@@ -121,7 +133,25 @@ def parallel_jobs() -> int:
     return max(1, min(len(os.sched_getaffinity(0)), memory // BYTES_PER_JOB))
 
 
-def build(work: Path, log: Path) -> Path:
+def cuda_paths(work: Path) -> dict[str, str]:
+    """Where CMake finds the toolkit that pip has installed."""
+    packages = Path(sysconfig.get_path("purelib")) / "nvidia"
+    # In NVIDIA's wheels a library has only the name that programs load, not the one that a linker looks for.
+    libraries = work / "lib"
+    libraries.mkdir()
+    (libraries / "libcudart.so").symlink_to(packages / "cu13/lib/libcudart.so.13")
+    (libraries / "libnccl.so").symlink_to(packages / "nccl/lib/libnccl.so.2")
+    return {
+        "CMAKE_LIBRARY_PATH": str(libraries),
+        "CUDA_HOME": str(packages / "cu13"),
+        "HOROVOD_CUDA_HOME": str(packages / "cu13"),
+        "HOROVOD_NCCL_INCLUDE": str(packages / "nccl/include"),
+        # nvcc 13.0 looks in lib64, which is not there.
+        "LIBRARY_PATH": str(packages / "cu13/lib"),
+    }
+
+
+def build(work: Path, log: Path, flags: dict[str, str]) -> Path:
     pip = [sys.executable, "-m", "pip"]
     say(f"fetching the source of {VERSION}")
     fetch = [*pip, "download", "-qq", "--no-deps", "--no-build-isolation"]
@@ -134,7 +164,9 @@ def build(work: Path, log: Path) -> Path:
     source = work / f"horovod-{VERSION}"
     apply_edits(source)
     jobs = parallel_jobs()
-    say(f"compiling {VERSION} for torch and TensorFlow, {jobs} at a time (six minutes on two cores)")
+    nccl = "HOROVOD_GPU_OPERATIONS" in flags
+    frameworks = "torch with NCCL" if nccl else "torch and TensorFlow"
+    say(f"compiling {VERSION} for {frameworks}, {jobs} at a time (six minutes on two cores)")
     say(f"log: {log}")
     inherited = {
         name: value
@@ -143,7 +175,8 @@ def build(work: Path, log: Path) -> Path:
     }
     environment = {
         **inherited,
-        **BUILD_FLAGS,
+        **flags,
+        **(cuda_paths(work) if nccl else {}),
         "MAKEFLAGS": f"-j{jobs}",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
@@ -166,9 +199,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, required=True, help="folder for built wheels, outside the tree")
     parser.add_argument("--requirements", type=Path, required=True, help="the pins that the wheel depends on")
+    parser.add_argument("--nccl", action="store_true", help="for GPUs, with PyTorch alone: pins of requirements/cuda")
     options = parser.parse_args()
 
-    folder = options.cache / "horovod" / cache_key(options.requirements)
+    flags = NCCL_BUILD_FLAGS if options.nccl else BUILD_FLAGS
+    folder = options.cache / "horovod" / cache_key(options.requirements, flags)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         try:
@@ -181,7 +216,7 @@ def main() -> None:
             for left_behind in folder.glob("build-*"):
                 shutil.rmtree(left_behind)
             with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as work:
-                built = build(Path(work), folder / "log")
+                built = build(Path(work), folder / "log", flags)
                 wheel = folder / built.name
                 os.replace(built, wheel)
     print(wheel)
