@@ -96,6 +96,25 @@ def worker_table(results: Results) -> str:
     return markdown(("workers", "images each", "dense, %", "seeds", "DGC 0.1 %, %", "worse by", "verdict"), lines)
 
 
+def rate_table(results: Results) -> str:
+    """Final figures of one seed, by task and peak learning rate; the task's own rate is in bold."""
+    lines = []
+    for task, rates in plan.RATES.items():
+        training = plan.TASKS[task]
+        for rate in rates:
+            found = [results.get(plan.rate_run(task, each, rate).key) for each in plan.AT_RATES.values()]
+            own = f"**{rate:g}**" if rate == training.rate else f"{rate:g}"
+            lines.append([f"{task}, {FIGURES[training.higher_is_better]}", own])
+            lines[-1] += [final(row, training.higher_is_better) for row in found]
+    return markdown(("task", "peak rate", *plan.AT_RATES), lines)
+
+
+def final(row: Mapping[str, Any] | None, higher_is_better: bool) -> str:
+    if row is None:
+        return MISSING
+    return "diverged" if row["figure"] is None else shown(row["figure"], higher_is_better)
+
+
 def process_rows(results: Results) -> dict[str, Rows]:
     """By framework."""
     found: dict[str, Rows] = {}
@@ -128,6 +147,7 @@ def write(docs: Path, results: Results) -> None:
         plots.curves(folder / f"{task}.svg", {"": rows}, FIGURES[higher_is_better])
     family = finished(results, [plan.run_of("images", plan.MAIN[DENSE], plan.SEEDS[0]), *plan.family_runs()])
     tables["family"] = table(family, family[DENSE], True)
+    tables["rates"] = rate_table(results)
     tables["workers"] = worker_table(results)
     found = process_rows(results)
     tables[processes.PART] = process_table(found)
