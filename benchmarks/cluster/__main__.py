@@ -21,13 +21,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from cluster import accounting, folders, scaling
 from cluster.lab import MOST_HOSTS, Lab
 from cluster.links import RATES, Traffic
-from support import report
+from support import options, report
 from support.results import Results
 
 from horovod_dgc.transport import NAMES
 
 FOLDER = Path(__file__).parent
-DOCS = FOLDER.parents[1] / "docs"
 
 hosts_option = click.option(
     "--hosts", type=click.IntRange(1, MOST_HOSTS), default=2, show_default=True, help="They are node1, node2, ..."
@@ -153,22 +152,7 @@ def hierarchy(hosts: int, rate: str, launcher: str, method: str, workers_per_hos
 @click.option(
     "--budget", default=scaling.BUDGET, show_default=True, help="Seconds after which fewer steps have to do, but 3."
 )
-@click.option(
-    "--results",
-    "path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=FOLDER / "scaling.jsonl",
-    show_default="scaling.jsonl beside the command",
-    help="Where finished rows are kept; delete it to measure all anew.",
-)
-@click.option(
-    "--docs",
-    type=click.Path(file_okay=False, exists=True, path_type=Path),
-    default=DOCS,
-    show_default="docs/",
-    help="Folder whose scaling.md gets the tables, and whose folder scaling gets the plots.",
-)
-@click.option("--tables-only", is_flag=True, help="Measure nothing: write tables and plots from what is finished.")
+@options.kept_rows(FOLDER / "scaling.jsonl", "scaling")
 def measure_scaling(
     models: tuple[str, ...],
     hosts: tuple[int, ...],
@@ -180,7 +164,7 @@ def measure_scaling(
     docs: Path,
     tables_only: bool,
 ) -> None:
-    """Time whole steps, dense and compressed, for each model, number of hosts and rate; half an hour; resumable."""
+    """Time whole steps, dense and compressed, for each model, number of hosts and rate; 40 minutes; resumable."""
     from cluster import scaling_report
 
     results = Results(path, scaling.KEY)

@@ -16,10 +16,10 @@ import click
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from convergence import plan, processes, simulations, summary
+from support import options
 from support.results import Results
 
 FOLDER = Path(__file__).parent
-DOCS = FOLDER.parents[1] / "docs"
 
 
 @click.command(help=__doc__.split("\n\n")[0])
@@ -32,22 +32,7 @@ DOCS = FOLDER.parents[1] / "docs"
 )
 @click.option("--task", "tasks", type=click.Choice(list(plan.TASKS)), multiple=True, help="Only this one, likewise.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Simulated runs at a time.")
-@click.option(
-    "--results",
-    "path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=FOLDER / "results.jsonl",
-    show_default="results.jsonl beside the command",
-    help="Where finished rows are kept; delete it to measure all anew.",
-)
-@click.option(
-    "--docs",
-    type=click.Path(file_okay=False, exists=True, path_type=Path),
-    default=DOCS,
-    show_default="docs/",
-    help="Folder whose convergence.md gets the tables, and whose folder convergence gets the plots.",
-)
-@click.option("--tables-only", is_flag=True, help="Train nothing: write tables and plots from what is finished.")
+@options.kept_rows(FOLDER / "results.jsonl", "convergence")
 @click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Your own copy of a task's data.")
 def main(
     parts: tuple[str, ...],
