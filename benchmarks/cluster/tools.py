@@ -21,7 +21,6 @@ PACKAGES = {
     "setpriv": "util-linux",
     "mount": "mount",
 }
-# What a lab asks of the kernel, in namespaces that are gone afterwards.
 TRIAL = """
 ip link add bridge type bridge
 ip link add port type veth peer name eth0
@@ -62,6 +61,11 @@ def reason_against() -> str | None:
     if missing:
         packages = " ".join(dict.fromkeys(PACKAGES[program] for program in missing))
         return f"{', '.join(missing)} missing: apt-get install --no-install-recommends {packages}"
+    return None
+
+
+def refusal() -> str | None:
+    """What the kernel says to what a lab asks of it, tried in namespaces that are gone at once; None if it agrees."""
     try:
         output([find("unshare"), "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "sh", "-euc", TRIAL])
     except LabError as error:

@@ -10,11 +10,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(Path(__file__).parent)]
 
-from cluster.tools import reason_against  # noqa: E402
+from cluster import tools  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    reason = reason_against()
+    reason = tools.reason_against() or tools.refusal()
     if reason is not None:
         for item in items:
             if item.path.is_relative_to(Path(__file__).parent) and "without_lab" not in item.keywords:

@@ -26,7 +26,7 @@ IMAGE = "localhost/horovod_dgc"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    reason = tools.reason_against() or engines.reason_against()
+    reason = tools.reason_against() or tools.refusal() or engines.reason_against()
     if reason is not None:
         for item in items:
             if item.path.is_relative_to(Path(__file__).parent):
