@@ -78,7 +78,7 @@ FAMILY = {
     name: contender for name, contender in REGISTRY.items() if name not in (DENSE, "dgc", "fp16") and name in METHODS
 }
 
-# Peak learning rates that were tried, one seed each; a task's own is the one at which dense ends best.
+# Peak learning rates beside a task's own, one seed each.
 RATES: dict[str, tuple[float, ...]] = {"images": (0.05, 0.1, 0.2), "words": (0.3, 1.0, 3.0, 6.0, 10.0)}
 AT_RATES = contenders(MAIN[DENSE], MAIN[DGC_01], ABLATIONS["no factor masking"])
 
