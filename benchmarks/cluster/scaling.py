@@ -17,6 +17,7 @@ from support import report
 from support.results import Results
 
 from horovod_dgc import rates
+from horovod_dgc.plan import units
 from horovod_dgc.registry import parse
 
 WORKER = Path(__file__).parents[1] / "workers" / "paced_steps.py"
@@ -26,7 +27,7 @@ SECONDS_LIMIT = 1500.0
 KEY = ("model", "hosts", "rate", "compute", "steps", "contenders")
 
 MODELS: Mapping[str, str] = {"lstm-ptb": "LSTM, 51.0 M elements", "resnet50": "ResNet-50, 25.6 M elements"}
-RATES: Mapping[str, float] = {"100mbit": 100e6 / 8, "1gbit": 1e9 / 8, "10gbit": 10e9 / 8, "25gbit": 25e9 / 8}
+RATES: Mapping[str, float] = {name: units.bandwidth("rate", name) for name in ("100mbit", "1gbit", "10gbit", "25gbit")}
 """Bytes a second by the lab's name of the rate."""
 HOSTS = (2, 4)
 COMPUTE = 1.0

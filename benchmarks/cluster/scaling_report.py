@@ -15,12 +15,13 @@ from matplotlib import pyplot
 from support import report
 
 from horovod_dgc import cost, shapes
+from horovod_dgc.plan.units import rate_text
 from horovod_dgc.registry import parse
 
 PAGE = "scaling.md"
 BEGIN = "<!-- scaling: written by benchmarks/cluster -->"
 END = "<!-- scaling: end -->"
-RATE_NAMES = {"100mbit": "100 Mb/s", "1gbit": "1 Gb/s", "10gbit": "10 Gb/s", "25gbit": "25 Gb/s"}
+RATE_NAMES = {name: rate_text(bandwidth) for name, bandwidth in scaling.RATES.items()}
 # The worker's backward pass, during which gradients travel.
 OVERLAP = 2 / 3
 
