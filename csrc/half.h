@@ -10,21 +10,23 @@
 #include <cstdint>
 #include <cstring>
 
+#include "host_device.h"
+
 namespace dgc {
 
-inline uint32_t float_bits(float x) {
+DGC_HOST_DEVICE inline uint32_t float_bits(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   return bits;
 }
 
-inline float bits_float(uint32_t bits) {
+DGC_HOST_DEVICE inline float bits_float(uint32_t bits) {
   float x;
   std::memcpy(&x, &bits, sizeof x);
   return x;
 }
 
-inline uint32_t select(bool condition, uint32_t yes, uint32_t no) {
+DGC_HOST_DEVICE inline uint32_t select(bool condition, uint32_t yes, uint32_t no) {
   const uint32_t mask = 0u - static_cast<uint32_t>(condition);
   return (yes & mask) | (no & ~mask);
 }
@@ -33,9 +35,9 @@ constexpr int32_t kInfinityBits = 0x7f800000;
 
 // |x| as an integer: ordered like the magnitudes themselves, with infinities and NaN (>= kInfinityBits) on
 // top. Signed, because SSE2 compares no unsigned integers.
-inline int32_t magnitude(float x) { return static_cast<int32_t>(float_bits(x) & 0x7fffffffu); }
+DGC_HOST_DEVICE inline int32_t magnitude(float x) { return static_cast<int32_t>(float_bits(x) & 0x7fffffffu); }
 
-inline float half_to_float(uint16_t half) {
+DGC_HOST_DEVICE inline float half_to_float(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
   const uint32_t shifted = static_cast<uint32_t>(half & 0x7fffu) << 13;
   const uint32_t exponent = shifted & 0x0f800000u;
@@ -48,7 +50,7 @@ inline float half_to_float(uint16_t half) {
   return bits_float(sign | bits);
 }
 
-inline uint16_t float_to_half(float x) {
+DGC_HOST_DEVICE inline uint16_t float_to_half(float x) {
   const uint32_t bits = float_bits(x);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t absolute = bits & 0x7fffffffu;
@@ -61,9 +63,9 @@ inline uint16_t float_to_half(float x) {
   return static_cast<uint16_t>(sign | half);
 }
 
-inline float bfloat16_to_float(uint16_t half) { return bits_float(static_cast<uint32_t>(half) << 16); }
+DGC_HOST_DEVICE inline float bfloat16_to_float(uint16_t half) { return bits_float(static_cast<uint32_t>(half) << 16); }
 
-inline uint16_t float_to_bfloat16(float x) {
+DGC_HOST_DEVICE inline uint16_t float_to_bfloat16(float x) {
   const uint32_t bits = float_bits(x);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t absolute = bits & 0x7fffffffu;

@@ -10,10 +10,6 @@
 namespace dgc {
 namespace {
 
-unsigned low_bits_per_index(size_t n, size_t k) {
-  return 63u - static_cast<unsigned>(__builtin_clzll(n / k));  // floor(log2(n / k)), n / k >= 1
-}
-
 size_t high_bit_count(size_t n, size_t k) { return k + ((n - 1) >> low_bits_per_index(n, k)); }
 
 size_t low_byte_count(size_t n, size_t k) { return (k * low_bits_per_index(n, k) + 7) / 8; }
@@ -58,6 +54,8 @@ void encode_elias_fano(size_t n, size_t k, const uint32_t* indices, uint8_t* byt
 }
 
 }  // namespace
+
+unsigned low_bits_per_index(size_t n, size_t k) { return 63u - static_cast<unsigned>(__builtin_clzll(n / k)); }
 
 size_t index_bytes(IndexCoder coder, size_t n, size_t k) {
   if (k == n) return 0;

@@ -22,6 +22,9 @@ enum class IndexCoder { elias_fano, runlength16, int32 };
 
 constexpr size_t kMaxRun = 65535;
 
+// floor(log2(n / k)), 1 <= k <= n: how many bits of an index elias_fano keeps in its low part.
+unsigned low_bits_per_index(size_t n, size_t k);
+
 // 0 <= k <= n < 2^32; k >= 1 if n >= 1.
 size_t index_bytes(IndexCoder coder, size_t n, size_t k);
 

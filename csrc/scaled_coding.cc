@@ -1,41 +1,26 @@
 #include <algorithm>
-#include <cfloat>
 #include <cmath>
 #include <cstring>
-#include <limits>
 
 #include "half.h"
 #include "instruction_sets.h"
 #include "kernels.h"
 #include "quantisers.h"
+#include "scaled_values.h"
 #include "tiled_coding.h"
 
 namespace dgc {
 namespace {
 
-// Two's complement in `width` bits of round(values[i] / scale), ties to even, within +-largest. scale >=
-// FLT_MIN.
 DGC_INLINE void codes_of_multiples(const float* __restrict values, size_t count, float scale, unsigned width,
                                    uint8_t* __restrict codes) {
-  // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, ties to even, and vectorises everywhere.
-  constexpr float kRounder = 12582912.0f;
   const float reciprocal = 1.0f / scale;
-  const float limit = static_cast<float>((1 << (width - 1)) - 1);
-  const int32_t mask = (1 << width) - 1;
-  for (size_t i = 0; i < count; ++i) {
-    float x = values[i] * reciprocal;
-    x = x > limit ? limit : x;
-    x = x < -limit ? -limit : x;
-    codes[i] = static_cast<uint8_t>(static_cast<int32_t>((x + kRounder) - kRounder) & mask);
-  }
+  for (size_t i = 0; i < count; ++i) codes[i] = code_of_multiple(values[i], reciprocal, width);
 }
 
 DGC_INLINE void values_of_multiples(const uint8_t* __restrict codes, size_t count, float scale,
                                     unsigned width, float* __restrict values) {
-  const int32_t sign = 1 << (width - 1);
-  for (size_t i = 0; i < count; ++i) {
-    values[i] = static_cast<float>((codes[i] ^ sign) - sign) * scale;
-  }
+  for (size_t i = 0; i < count; ++i) values[i] = value_of_multiple(codes[i], scale, width);
 }
 
 struct ScaledKernels {
@@ -71,7 +56,7 @@ class Scaled : public PackedCoding {
 
   void write_group(const float* values, size_t count, size_t, size_t chunk, int,
                    uint8_t* bytes) const override {
-    set_header_float(bytes, chunk, scale_of(kernels().max_magnitude(values, count)));
+    set_header_float(bytes, chunk, scale_of(kernels().max_magnitude(values, count), width()));
   }
 
   void quantise(const float* values, size_t, const uint8_t* header, size_t first, size_t count, Key,
@@ -105,15 +90,6 @@ class Scaled : public PackedCoding {
   }
 
  private:
-  float scale_of(int32_t largest) const {
-    if (largest >= kInfinityBits) return std::numeric_limits<float>::quiet_NaN();
-    const float codes = static_cast<float>((1 << (width() - 1)) - 1);
-    float scale = bits_float(static_cast<uint32_t>(largest)) / codes;
-    if (scale < FLT_MIN) return 0.0f;
-    if (!std::isfinite(scale * codes)) scale = std::nextafter(scale, 0.0f);
-    return scale;
-  }
-
   // work(i, length, scale) for the parts of positions first.. that lie in one chunk each.
   template <class Work>
   static void by_chunk(const uint8_t* header, size_t first, size_t count, const Work& work) {

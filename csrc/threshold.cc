@@ -33,12 +33,16 @@ size_t sample_size(size_t n, double sample_ratio) {
   return static_cast<size_t>(bounded) / kRun * kRun;
 }
 
+size_t sample_rank(size_t size, size_t n, size_t k) {
+  // Mean and 3 standard deviations of the number of sampled elements among the best k, and a fifth on top.
+  const double expected = static_cast<double>(size) * static_cast<double>(k) / static_cast<double>(n);
+  return static_cast<size_t>(1.2 * expected + 3.0 * std::sqrt(expected)) + 1;
+}
+
 int32_t guess_threshold(const Kernels& kernels, const Arrays& a, const Coefficients& c, Memory memory,
                         size_t k, double sample_ratio) {
   const size_t size = sample_size(a.n, sample_ratio);
-  // Mean and 3 standard deviations of the number of sampled elements among the best k, and a fifth on top.
-  const double expected = static_cast<double>(size) * static_cast<double>(k) / static_cast<double>(a.n);
-  const size_t rank = static_cast<size_t>(1.2 * expected + 3.0 * std::sqrt(expected)) + 1;
+  const size_t rank = sample_rank(size, a.n, k);
   if (rank >= size) return kEverything;
 
   std::vector<float> sample(size);

@@ -14,6 +14,9 @@ namespace dgc {
 // pay.
 size_t sample_size(size_t n, double sample_ratio);
 
+// Rank in a sample of `size` elements whose magnitude somewhat more than k of n elements should exceed.
+size_t sample_rank(size_t size, size_t n, size_t k);
+
 // Reads about sample_size() elements at evenly spread positions, writes nothing. 1 <= k <= a.n.
 // The result is kEverything or a finite magnitude (half.h), so that values that are not finite always exceed
 // it.

@@ -13,7 +13,10 @@
 #pragma once
 
 #include <cfloat>
+#include <cmath>
 #include <cstddef>
+
+#include "host_device.h"
 
 namespace dgc {
 
@@ -54,18 +57,18 @@ struct Coefficients {
 
 // A velocity that receives no gradient decays geometrically into the subnormal range, where arithmetic is
 // slow.
-inline float flush_subnormal(float x) {
-  const float absolute = __builtin_fabsf(x);
+DGC_HOST_DEVICE inline float flush_subnormal(float x) {
+  const float absolute = fabsf(x);
   return absolute < FLT_MIN ? 0.0f : x;
 }
 
-inline float next_velocity(const Coefficients& c, float ghat, float u) {
+DGC_HOST_DEVICE inline float next_velocity(const Coefficients& c, float ghat, float u) {
   return flush_subnormal(c.decay * u + c.gain * ghat);
 }
 
 // What is added to the residual, from ghat and the new velocity.
 template <Memory kMemory>
-inline float step_of(const Coefficients& c, float ghat, float u) {
+DGC_HOST_DEVICE inline float step_of(const Coefficients& c, float ghat, float u) {
   if (kMemory == Memory::plain) return ghat;
   if (kMemory == Memory::nesterov) return ghat + c.momentum * u;
   return u;

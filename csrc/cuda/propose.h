@@ -1,0 +1,18 @@
+// From v' of all tensors of a batch to their payloads. The kernels run one after the other on one stream; none
+// of them writes to the arrays of the step.
+//
+//   sample   a threshold for each tensor, from a sample of its v'
+//   collect  reads everything: which coordinates exceed the threshold; dense layouts are coded here
+//   place    the list of these candidates, in order
+//   rescue   where they were fewer than k, or too many for the list: the k largest in passes over everything
+//   select   the k largest of the candidates, ties going to the lower index
+//   code     the payloads
+#pragma once
+
+#include "tables.h"
+
+namespace dgc::cuda {
+
+void propose(const Batch& batch, void* stream);
+
+}  // namespace dgc::cuda
