@@ -237,6 +237,9 @@ class Proposal:
     @property
     def overflow(self) -> int:
         """Coordinates that qualified but found no room."""
+    @property
+    def nonzero(self) -> int:
+        """Coordinates sent with a value other than 0, NaN included."""
     def commit(
         self,
         update: Update,

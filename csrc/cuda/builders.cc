@@ -152,8 +152,6 @@ uint32_t BatchBuilder::groups(size_t number) const {
   return format.dense() ? 0 : pieces(format.k, kGroup);
 }
 
-size_t BatchBuilder::kept_bytes() const { return aligned(slots_.size() * sizeof(Progress)) + kept_bytes_; }
-
 size_t BatchBuilder::scratch_bytes() const {
   const size_t stripes = stripe_slot_.size();
   return 4 * (kBins + aligned(rows_) + 2 * aligned(stripes) + kStripeWords * stripes + 2 * aligned(candidates_));
@@ -161,7 +159,8 @@ size_t BatchBuilder::scratch_bytes() const {
 
 size_t BatchBuilder::table_bytes() const { return written_bytes(slots_, stripe_slot_, group_slot_); }
 
-void BatchBuilder::write(Address table, Address payloads, Address kept, Address scratch, uint8_t* host) const {
+void BatchBuilder::write(Address table, Address payloads, Address kept, Address progress, Address scratch,
+                         uint8_t* host) const {
   std::vector<Slot> slots = slots_;
   const Batch whole = batch(table, scratch);
   uint32_t* candidates = whole.bitmaps + kStripeWords * stripe_slot_.size();
@@ -169,10 +168,10 @@ void BatchBuilder::write(Address table, Address payloads, Address kept, Address 
   size_t used = 0;
   for (size_t i = 0; i < slots.size(); ++i) {
     Slot& slot = slots[i];
-    slot.progress = pointer<Progress>(kept) + i;
+    slot.progress = pointer<Progress>(progress) + i;
     slot.payload = pointer<uint8_t>(payloads + payload_offsets_[i]);
     if (slot.format.dense()) continue;
-    const Address own = kept + aligned(slots.size() * sizeof(Progress)) + kept_offsets_[i];
+    const Address own = kept + kept_offsets_[i];
     slot.indices = pointer<uint32_t>(own);
     slot.sent = pointer<float>(own + aligned(size_t{4} * slot.format.k));
     slot.candidates = candidates + used;

@@ -36,16 +36,17 @@ class BatchBuilder {
   size_t payload_offset(size_t number) const { return payload_offsets_.at(number); }
   size_t payload_nbytes(size_t number) const { return slots_.at(number).format.nbytes(); }
 
-  // Bytes of what lies between propose and commit: Progress of all tensors, then each one's coordinates.
-  size_t kept_bytes() const;
+  // Bytes of what lies between propose and commit: each tensor's coordinates.
+  size_t kept_bytes() const { return kept_bytes_; }
 
   // Bytes that propose needs for itself.
   size_t scratch_bytes() const;
 
   size_t table_bytes() const;
 
-  // Writes the table to host memory, from which the caller copies it to `table`.
-  void write(Address table, Address payloads, Address kept, Address scratch, uint8_t* host) const;
+  // Writes the table to host memory, from which the caller copies it to `table`. progress: room for Progress of
+  // every tensor.
+  void write(Address table, Address payloads, Address kept, Address progress, Address scratch, uint8_t* host) const;
 
   // What kernels are called with, once the table has been written and copied.
   Batch batch(Address table, Address scratch) const;

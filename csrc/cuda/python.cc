@@ -59,10 +59,10 @@ void bind_batch(py::module_* m) {
       .def("payload_nbytes", &BatchBuilder::payload_nbytes, py::arg("number"))
       .def(
           "write",
-          [](const BatchBuilder& self, Address table, Address payloads, Address kept, Address scratch, Address host) {
-            self.write(table, payloads, kept, scratch, at<uint8_t>(host));
-          },
-          py::arg("table"), py::arg("payloads"), py::arg("kept"), py::arg("scratch"), py::arg("host"))
+          [](const BatchBuilder& self, Address table, Address payloads, Address kept, Address progress, Address scratch,
+             Address host) { self.write(table, payloads, kept, progress, scratch, at<uint8_t>(host)); },
+          py::arg("table"), py::arg("payloads"), py::arg("kept"), py::arg("progress"), py::arg("scratch"),
+          py::arg("host"))
       .def(
           "propose",
           [](const BatchBuilder& self, Address table, Address scratch, Address stream) {

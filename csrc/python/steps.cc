@@ -1,6 +1,7 @@
 // Codecs, and the steps that are made with them.
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 
@@ -343,6 +344,11 @@ void bind_steps(py::module_* m) {
   py::class_<Made>(*m, "Proposal")
       .def_property_readonly("finite", [](const Made& made) { return made.proposal.finite; })
       .def_property_readonly("overflow", [](const Made& made) { return made.proposal.overflow; })
+      .def_property_readonly("nonzero",
+                             [](const Made& made) {
+                               const Floats sent = made.proposal.values();
+                               return std::count_if(sent.begin(), sent.end(), [](float x) { return x != 0.0f; });
+                             })
       .def_property_readonly(
           "payload",
           [](const py::object& self) { return view(self.cast<const Made&>().proposal.payload, self); })

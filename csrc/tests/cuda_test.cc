@@ -75,8 +75,9 @@ void check_batch(std::vector<Tensor> tensors, bool mask = true, bool zero_grad =
   BatchBuilder builder;
   for (Tensor& t : tensors) builder.add(t.layout, t.update, t.arrays(), mask, zero_grad, 0.01);
   Room table(builder.table_bytes()), payloads(builder.payload_bytes()), kept(builder.kept_bytes()),
-      scratch(builder.scratch_bytes());
-  builder.write(table.address(), payloads.address(), kept.address(), scratch.address(), table.data());
+      progress(tensors.size() * sizeof(Progress)), scratch(builder.scratch_bytes());
+  builder.write(table.address(), payloads.address(), kept.address(), progress.address(), scratch.address(),
+                table.data());
   const Batch batch = builder.batch(table.address(), scratch.address());
   propose(batch, nullptr);
 
@@ -211,8 +212,9 @@ TEST(CudaPropose, HalfGradients) {
     BatchBuilder builder;
     builder.add(layout, t.update, a, true, true, 0.01);
     Room table(builder.table_bytes()), payloads(builder.payload_bytes()), kept(builder.kept_bytes()),
-        scratch(builder.scratch_bytes());
-    builder.write(table.address(), payloads.address(), kept.address(), scratch.address(), table.data());
+        progress(sizeof(Progress)), scratch(builder.scratch_bytes());
+    builder.write(table.address(), payloads.address(), kept.address(), progress.address(), scratch.address(),
+                table.data());
     const Batch batch = builder.batch(table.address(), scratch.address());
     propose(batch, nullptr);
     Options options;

@@ -1,10 +1,12 @@
-"""Where the arithmetic of a plan runs: the C++ core for tensors in host memory, plain torch for any device.
+"""Where the arithmetic of plans runs: the C++ core for host memory, CUDA kernels, or plain torch for any device.
 
-Both give the same payload bytes and the same state for the same input.
+All give the same payload bytes and the same state for the same input.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -16,16 +18,23 @@ from horovod_dgc.methods.base import ByteArray, FloatArray, Plan
 
 
 class Proposal(Protocol):
-    """What one tensor would send and change; nothing has changed yet."""
+    """What one tensor would send and change; nothing has changed yet.
+
+    Attributes:
+        payload: uint8, one dimension, where the arithmetic ran.
+        finite: whether the accumulated gradient is; None while only the device knows, and the batch is asked.
+        overflow: coordinates that qualified but found no room.
+        nonzero: coordinates sent with a value other than 0, or a function that waits for the device to tell.
+    """
 
     @property
-    def finite(self) -> bool: ...
+    def nonzero(self) -> int | Callable[[], int]: ...
 
     @property
-    def payload(self) -> ByteArray: ...
+    def finite(self) -> bool | None: ...
 
     @property
-    def sent(self) -> Any: ...
+    def payload(self) -> Any: ...
 
     @property
     def overflow(self) -> int: ...
@@ -36,6 +45,7 @@ class Inputs:
     """All that the arithmetic of one tensor in one step works on: views, or None for what there is not.
 
     Attributes:
+        zero_grad: leave the gradient zeroed when the step is committed.
         opened: float32, in host memory: what the opening round came to.
         memory: what the codec keeps between steps.
         squares: this step's second moments; None for the gradient's own squares.
@@ -51,28 +61,108 @@ class Inputs:
     memory: Any = None
     squares: Any = None
     opened: FloatArray | None = None
+    zero_grad: bool = False
+
+
+@dataclass(frozen=True)
+class Addition:
+    """Payloads of all workers, uint8, shape (workers, nbytes), times ``scale``, to be added to the view ``out``."""
+
+    inputs: Inputs
+    payloads: torch.Tensor
+    out: Any
+    scale: float
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A flat tensor that has been reduced, and becomes ``after * momentum(factor * values)``.
+
+    Attributes:
+        values: float32 or float16; on any device if it is float32.
+        velocity: a view; None if momentum is not applied here. Then nothing of ``update`` counts.
+    """
+
+    values: torch.Tensor
+    velocity: Any
+    update: _core.Update
+    factor: float
+    after: float
+
+
+class Proposals(Protocol):
+    """Proposals of several tensors.
+
+    Attributes:
+        each: one for each tensor.
+        nonfinite: how many of them are not finite: a number, or a float32 tensor of one element on their device.
+    """
+
+    @property
+    def each(self) -> Sequence[Proposal]: ...
+
+    @property
+    def nonfinite(self) -> int | torch.Tensor: ...
+
+    def to_host(self) -> None:
+        """Bring the payloads, and what else is known, to host memory, if they are not there."""
+        ...
+
+
+@dataclass(frozen=True)
+class HostProposals:
+    """Of tensors whose payloads are made in host memory."""
+
+    each: Sequence[Any]
+
+    @property
+    def nonfinite(self) -> int:
+        return sum(not proposal.finite for proposal in self.each)
+
+    def to_host(self) -> None:
+        pass
 
 
 class Backend(Protocol):
-    """The operations that the adapter needs, on whatever ``view`` makes of a flat tensor."""
+    """The operations that the adapter needs, on whatever ``view`` makes of a flat tensor.
+
+    Attributes:
+        in_company: whether several tensors at a time are faster than one after the other.
+    """
+
+    in_company: bool
+
+    def knows(self, codec: _core.Codec) -> bool:
+        """Whether it proposes several tensors with such codecs together."""
+        ...
+
+    def here(self) -> Any:
+        """Where work goes at this moment: a stream, or None."""
+        ...
+
+    def follow(self, places: Sequence[Any]) -> None:
+        """Let what comes now be done after what has been done at these places."""
+        ...
 
     def view(self, flat: torch.Tensor) -> Any: ...
 
-    def sum_squares(self, grad: Any) -> float: ...
+    def sum_squares(self, grads: Sequence[Any]) -> list[float]: ...
 
     def open(self, inputs: Inputs) -> tuple[bool, FloatArray]: ...
 
-    def propose(self, inputs: Inputs) -> Any: ...
+    def propose(self, every: Sequence[Inputs]) -> Proposals: ...
 
-    def commit(self, inputs: Inputs, proposal: Any, *, zero_grad: bool) -> None: ...
+    def commit(self, every: Sequence[Inputs], proposals: Sequence[Any]) -> None: ...
 
-    def masked(self, proposal: Any, out: Any) -> None: ...
+    def masked(self, proposal: Any, out: torch.Tensor) -> None: ...
 
-    def decode_add(self, inputs: Inputs, payloads: ByteArray, out: Any, scale: float) -> None: ...
+    def decode_add(self, additions: Sequence[Addition]) -> None: ...
 
     def absorb(self, inputs: Inputs, payloads: ByteArray) -> None: ...
 
-    def apply_momentum(self, aggregated: Any, velocity: Any, update: _core.Update) -> None: ...
+    def finish(self, reductions: Sequence[Reduction]) -> list[torch.Tensor]: ...
+
+    def require_valid(self) -> None: ...
 
 
 # Below this size a second thread costs more to start than it saves.
@@ -82,36 +172,58 @@ THREADED_NUMEL = 1 << 20
 class CoreBackend:
     """The C++ core on NumPy views of tensors in host memory (float32, float16 or bfloat16)."""
 
+    in_company = False
+
+    def knows(self, codec: _core.Codec) -> bool:
+        return False
+
+    def here(self) -> None:
+        return None
+
+    def follow(self, places: Sequence[Any]) -> None:
+        pass
+
     def _threads(self, numel: int) -> int:
         return torch.get_num_threads() if numel >= THREADED_NUMEL else 1
 
     def view(self, flat: torch.Tensor) -> Any:
         return flat.view(torch.uint16).numpy() if flat.dtype == torch.bfloat16 else flat.numpy()
 
-    def sum_squares(self, grad: Any) -> float:
-        return _core.sum_squares(grad, threads=self._threads(grad.size))
+    def sum_squares(self, grads: Sequence[Any]) -> list[float]:
+        return [_core.sum_squares(grad, threads=self._threads(grad.size)) for grad in grads]
 
     def open(self, inputs: Inputs) -> tuple[bool, FloatArray]:
         return _core.open(*self._arrays(inputs), **self._settings(inputs, "randomness", "memory"))
 
-    def propose(self, inputs: Inputs) -> _core.Proposal:
+    def propose(self, every: Sequence[Inputs]) -> HostProposals:
+        return HostProposals([self.propose_one(inputs) for inputs in every])
+
+    def propose_one(self, inputs: Inputs) -> _core.Proposal:
         settings = self._settings(inputs, "randomness", "opened", "memory", "squares")
         return _core.propose(*self._arrays(inputs), sample_ratio=inputs.plan.sample_ratio, **settings)
 
-    def commit(self, inputs: Inputs, proposal: _core.Proposal, *, zero_grad: bool) -> None:
+    def commit(self, every: Sequence[Inputs], proposals: Sequence[_core.Proposal]) -> None:
+        for inputs, proposal in zip(every, proposals):
+            self.commit_one(inputs, proposal)
+
+    def commit_one(self, inputs: Inputs, proposal: _core.Proposal) -> None:
         _, *arrays = self._arrays(inputs)
         settings = self._settings(inputs, "memory", "squares")
-        proposal.commit(*arrays, mask_velocity=inputs.plan.masking, zero_grad=zero_grad, **settings)
+        proposal.commit(*arrays, mask_velocity=inputs.plan.masking, zero_grad=inputs.zero_grad, **settings)
 
-    def masked(self, proposal: _core.Proposal, out: Any) -> None:
-        proposal.masked(out)
+    def masked(self, proposal: _core.Proposal, out: torch.Tensor) -> None:
+        proposal.masked(self.view(out))
 
-    def decode_add(self, inputs: Inputs, payloads: ByteArray, out: Any, scale: float) -> None:
+    def decode_add(self, additions: Sequence[Addition]) -> None:
+        for addition in additions:
+            self.add_to(addition.inputs, addition.payloads, addition.out, addition.scale)
+
+    def add_to(self, inputs: Inputs, payloads: torch.Tensor, out: Any, scale: float) -> None:
         inputs.plan.codec.decode_add(
-            payloads,
+            payloads.numpy(),
             out,
             scale,
-            self._threads(payloads.size),
+            self._threads(payloads.numel()),
             randomness=inputs.randomness,
             opened=inputs.opened,
         )
@@ -125,8 +237,14 @@ class CoreBackend:
     def _settings(self, inputs: Inputs, *names: str) -> dict[str, Any]:
         return {"threads": self._threads(inputs.plan.numel), **{name: getattr(inputs, name) for name in names}}
 
-    def apply_momentum(self, aggregated: Any, velocity: Any, update: _core.Update) -> None:
-        _core.apply_momentum(aggregated, velocity, update)
+    def finish(self, reductions: Sequence[Reduction]) -> list[torch.Tensor]:
+        return [_finished(reduction, self._apply_momentum) for reduction in reductions]
+
+    def _apply_momentum(self, aggregated: torch.Tensor, velocity: Any, update: _core.Update) -> None:
+        _core.apply_momentum(self.view(aggregated), velocity, update)
+
+    def require_valid(self) -> None:
+        pass
 
 
 class TorchProposal:
@@ -143,7 +261,7 @@ class TorchProposal:
         if velocity is not None:
             finite &= torch.isfinite(velocity).all()
         self.finite = bool(finite)
-        self.overflow = 0
+        self.overflow = self.nonzero = 0
         self.accumulated = accumulated
         self.velocity = velocity
         self.indices = torch.arange(0, device=accumulated.device)
@@ -154,6 +272,7 @@ class TorchProposal:
         self.indices = _largest(accumulated, layout.k)
         values = accumulated[self.indices].cpu().numpy()
         self.payload, self.sent = layout.pack(self.indices.cpu().numpy().astype(np.uint32), values, randomness)
+        self.nonzero = int(np.count_nonzero(self.sent))
 
 
 class TorchBackend:
@@ -163,36 +282,55 @@ class TorchBackend:
     selected on the device; all other codecs work on copies in host memory.
     """
 
-    def __init__(self) -> None:
+    in_company = True
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._core = CoreBackend()
+
+    def knows(self, codec: _core.Codec) -> bool:
+        return codec.layout is not None and not codec.votes
+
+    def here(self) -> Any:
+        return torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+
+    def follow(self, places: Sequence[Any]) -> None:
+        here = self.here()
+        for place in set(places) - {here}:
+            here.wait_stream(place)
 
     def view(self, flat: torch.Tensor) -> torch.Tensor:
         return flat
 
-    def sum_squares(self, grad: torch.Tensor) -> float:
-        return float(grad.double().square().sum())
+    def sum_squares(self, grads: Sequence[torch.Tensor]) -> list[float]:
+        sums: list[float] = torch.stack([grad.double().square().sum() for grad in grads]).tolist()
+        return sums
 
     def open(self, inputs: Inputs) -> tuple[bool, FloatArray]:
         return self._core.open(self._on_host(inputs))
 
-    def propose(self, inputs: Inputs) -> TorchProposal | _core.Proposal:
+    def propose(self, every: Sequence[Inputs]) -> Proposals:
+        return HostProposals([self._propose(inputs) for inputs in every])
+
+    def _propose(self, inputs: Inputs) -> TorchProposal | _core.Proposal:
         layout = inputs.plan.codec.layout
         if layout is None:
-            return self._core.propose(self._on_host(inputs))
+            return self._core.propose_one(self._on_host(inputs))
         return TorchProposal(layout, *_accumulate(inputs), inputs.randomness)
 
-    def commit(self, inputs: Inputs, proposal: TorchProposal | _core.Proposal, *, zero_grad: bool) -> None:
-        if isinstance(proposal, _core.Proposal):
-            held = self._on_host(inputs)
-            self._core.commit(held, proposal, zero_grad=False)
-            for name in ("residual", "velocity", "memory"):
-                tensor = getattr(inputs, name)
-                if tensor is not None:
-                    tensor.copy_(torch.from_numpy(getattr(held, name)))
-        else:
-            self._commit(inputs, proposal)
-        if zero_grad:
-            inputs.grad.zero_()
+    def commit(self, every: Sequence[Inputs], proposals: Sequence[Any]) -> None:
+        for inputs, proposal in zip(every, proposals):
+            if isinstance(proposal, _core.Proposal):
+                held = replace(self._on_host(inputs), zero_grad=False)
+                self._core.commit_one(held, proposal)
+                for name in ("residual", "velocity", "memory"):
+                    tensor = getattr(inputs, name)
+                    if tensor is not None:
+                        tensor.copy_(torch.from_numpy(getattr(held, name)))
+            else:
+                self._commit(inputs, proposal)
+            if inputs.zero_grad:
+                inputs.grad.zero_()
 
     def masked(self, proposal: TorchProposal | _core.Proposal, out: torch.Tensor) -> None:
         if isinstance(proposal, _core.Proposal):
@@ -206,16 +344,20 @@ class TorchBackend:
         out.zero_()
         out[proposal.indices] = torch.from_numpy(proposal.sent).to(out.device)
 
-    def decode_add(self, inputs: Inputs, payloads: ByteArray, out: torch.Tensor, scale: float) -> None:
+    def decode_add(self, additions: Sequence[Addition]) -> None:
+        for addition in additions:
+            self._add_to(addition.inputs, addition.payloads.cpu(), addition.out, addition.scale)
+
+    def _add_to(self, inputs: Inputs, payloads: torch.Tensor, out: torch.Tensor, scale: float) -> None:
         layout = inputs.plan.codec.layout
         if layout is None:
             total = out.cpu().numpy().copy()
-            self._core.decode_add(inputs, payloads, total, scale)
+            self._core.add_to(inputs, payloads, total, scale)
             out.copy_(torch.from_numpy(total))
             return
         # One payload after another: within one, no coordinate repeats, so the sums come out in the same order on
         # every rank. A single index_add_ of all of them would not promise that.
-        for payload in payloads:
+        for payload in payloads.numpy():
             indices, values = layout.unpack(payload)
             where = torch.from_numpy(indices.astype(np.int64)).to(out.device)
             out[where] += torch.from_numpy(values).to(out.device) * scale
@@ -243,15 +385,31 @@ class TorchBackend:
             if inputs.plan.masking and not inputs.plan.every_coordinate:
                 inputs.velocity[proposal.indices[sent != 0]] = 0
 
-    def apply_momentum(self, aggregated: torch.Tensor, velocity: torch.Tensor, update: _core.Update) -> None:
+    def finish(self, reductions: Sequence[Reduction]) -> list[torch.Tensor]:
+        here = [replace(reduction, values=reduction.values.to(self.device)) for reduction in reductions]
+        return [_finished(reduction, self._apply_momentum) for reduction in here]
+
+    def require_valid(self) -> None:
+        pass
+
+    def _apply_momentum(self, aggregated: torch.Tensor, velocity: torch.Tensor, update: _core.Update) -> None:
         moved = _velocity(update, aggregated, velocity)
         velocity.copy_(moved)
         aggregated.copy_(aggregated + moved * update.momentum if update.nesterov else moved)
 
 
-def backend_for(device: torch.device) -> Backend:
-    """The C++ core where it can reach the tensor's memory, plain torch elsewhere."""
-    return CoreBackend() if device.type == "cpu" else TorchBackend()
+@functools.cache
+def plain_torch(device: torch.device) -> TorchBackend:
+    return TorchBackend(device)
+
+
+def _finished(reduction: Reduction, apply_momentum: Callable[[torch.Tensor, Any, _core.Update], None]) -> torch.Tensor:
+    result = reduction.values.to(torch.float32)
+    if reduction.factor != 1.0:
+        result = result * reduction.factor
+    if reduction.velocity is not None:
+        apply_momentum(result, reduction.velocity, reduction.update)
+    return result.mul_(reduction.after) if reduction.after != 1.0 else result
 
 
 def _velocity(update: _core.Update, grad: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:

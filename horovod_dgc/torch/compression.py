@@ -18,13 +18,14 @@ from horovod_dgc.hierarchy import Members, Part, hierarchy
 from horovod_dgc.methods.base import Method, Plan, checked
 from horovod_dgc.stats import Stats, TensorStats
 from horovod_dgc.torch import state as states
-from horovod_dgc.torch.backends import Backend, TorchBackend, backend_for
+from horovod_dgc.torch.backends import Backend, plain_torch
 from horovod_dgc.torch.collectives import gather_bytes
 from horovod_dgc.torch.exchange import Exchange
+from horovod_dgc.torch.kernels import backend_for
 from horovod_dgc.torch.moments import SecondMoments
 from horovod_dgc.torch.node_exchange import NodeExchange
 from horovod_dgc.torch.state import Loaded
-from horovod_dgc.torch.step import Step
+from horovod_dgc.torch.step import Step, Uncounted
 from horovod_dgc.torch.takeover import Takeover
 from horovod_dgc.torch.tensors import Tensor, digest
 from horovod_dgc.transport import forced
@@ -61,8 +62,10 @@ class Compression:
             state of its own rows of each tensor, so that a node sends what one rank sends otherwise. True for
             Horovod's nodes, or the number of consecutive ranks that count as one. Start Horovod with
             ``hvd.init(process_sets="dynamic")``.
-        backend: "auto" uses the C++ core for host memory and plain torch for other devices; "torch" forces
-            plain torch.
+        backend: "auto" uses the C++ core for host memory, CUDA kernels for GPUs where they have been built, and plain
+            torch for other devices; "torch" forces plain torch.
+        device_collectives: hand what kernels have made on a GPU to Horovod there, for NCCL; False brings it to pinned
+            host memory first, for MPI or Gloo. None does as Horovod has been built, by ``hvd.nccl_built()``.
         agreement_timeout: seconds that the first step waits for all ranks to compare configurations, > 0.
         check_sync: every so many exchanges, the first one included, compare digests of all parameters across ranks
             before anything is sent, and raise the same RuntimeError on all if they differ; 0 for never. Costs a
@@ -83,6 +86,7 @@ class Compression:
         transport: str = "auto",
         hierarchical: bool | int = False,
         backend: str = "auto",
+        device_collectives: bool | None = None,
         agreement_timeout: float = 600.0,
         check_sync: int = 0,
     ) -> None:
@@ -98,6 +102,9 @@ class Compression:
         self._grad_scaler = grad_scaler
         self._transport = forced(transport)
         self._plain_torch = _checks.one_of("backend", backend, ("auto", "torch")) == "torch"
+        if device_collectives is not None:
+            _checks.flag("device_collectives", device_collectives)
+        self._on_device = bool(hvd.nccl_built()) if device_collectives is None else device_collectives
         self._timeout = _checks.in_range("agreement_timeout", agreement_timeout, 0, math.inf, low_open=True)
         self._check_sync = _checks.whole_number("check_sync", check_sync, 0)
         self._hierarchy = hierarchy(hierarchical, hvd)
@@ -133,6 +140,7 @@ class Compression:
         self._lost: list[float] = []
         self._totals = TensorStats()
         self._last = TensorStats()
+        self._uncounted: list[Uncounted] = []
 
     def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Exchange | NodeExchange]:
         """Called by Horovod with a parameter's gradient: start its exchange.
@@ -166,6 +174,8 @@ class Compression:
         wait = step.waited()
         if not step.sealed:
             wait += step.seal()
+            # The device has come to the flag of this step, and so to all of the steps before.
+            self._count_up()
             self._conclude(step)
             wait += step.land(*self._counts(step))
         gradient = ctx.finish(output, wait, *self._counts(step))
@@ -177,6 +187,7 @@ class Compression:
 
         The residual norms are computed now, reading each residual once.
         """
+        self._count_up()
         tensors = {tensor.name: tensor.measured() for tensor in self._tensors}
         self._totals.residual_norm = math.sqrt(sum(t.residual_norm**2 for t in tensors.values()))
         totals, last = dataclasses.replace(self._totals), dataclasses.replace(self._last)
@@ -291,6 +302,14 @@ class Compression:
             self._last = TensorStats(steps=1)
         step.count_control(*self._counts(step))
 
+    def _count_up(self) -> None:
+        """Add the counts that were known on a device only."""
+        for nonzero, counts in self._uncounted:
+            found = nonzero()
+            for count in counts:
+                count.nonzero += found
+        self._uncounted.clear()
+
     def _counts(self, step: Step) -> tuple[TensorStats, ...]:
         return (self._totals,) if step.abandoned else (self._totals, self._last)
 
@@ -298,7 +317,7 @@ class Compression:
         return None if self._hierarchy is None else self._hierarchy.part(parameter.shape, "first")
 
     def _backend(self, parameter: torch.Tensor) -> Backend:
-        return TorchBackend() if self._plain_torch else backend_for(parameter.device)
+        return plain_torch(parameter.device) if self._plain_torch else backend_for(parameter.device)
 
     def _identify(self, tensor: torch.Tensor) -> Tensor:
         """The parameter that a gradient belongs to: Horovod passes the very object ``parameter.grad``.
@@ -352,6 +371,8 @@ class Compression:
             expected=len(owner._requires_update),
             token_count=len(self._tensors),
             nodes=self._nodes,
+            on_device=self._on_device,
+            uncounted=self._uncounted,
             second_moments=self._second_moments,
         )
 
@@ -412,6 +433,7 @@ class Compression:
             f"horovod_dgc {horovod_dgc.__version__}",
             f"method {self.method.configuration()}",
             f"transport {self._transport or 'auto'}, {scaled} grad_scaler, check_sync {self._check_sync}",
+            f"payloads of GPU tensors {'on the GPU' if self._on_device else 'by way of host memory'}",
             f"optimizer {type(owner).__name__}, momentum corrected: {takeover.momentum}",
             f"exchanges done: {self._exchanges}",
         ]

@@ -8,14 +8,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import horovod.torch as hvd
-import numpy as np
 import torch
 
 from horovod_dgc import _core, transport
 from horovod_dgc.hierarchy import Members
-from horovod_dgc.methods.base import ByteArray, FloatArray, Plan
+from horovod_dgc.methods.base import FloatArray, Plan
 from horovod_dgc.stats import TensorStats
-from horovod_dgc.torch.backends import Inputs
+from horovod_dgc.torch.backends import Addition, Inputs, Proposals, Reduction
 from horovod_dgc.torch.tensors import Tensor, flatten
 
 if TYPE_CHECKING:
@@ -27,7 +26,10 @@ class Exchange:
 
     Attributes:
         message: what Horovod allreduces: the payload where it can be summed, otherwise one element holding 1.0.
-        finite: whether this worker's gradient is.
+        backend: where its arithmetic runs.
+        inputs: of the arithmetic, once started.
+        waiting: whether it has been started and waits to be proposed together with others.
+        nonfinite: 1 if this worker's gradient is known not to be finite.
         contribution: what the tensor adds to what this worker's tensors have to agree upon; None if that is nothing.
         dense_nbytes: bytes that uncompressed Horovod would have been handed.
     """
@@ -44,37 +46,54 @@ class Exchange:
     ) -> None:
         self.step = step
         self.message = token
-        self.finite = True
+        self.backend = entry.backend
+        self.inputs: Any = None
+        self.waiting = False
+        self.nonfinite = 0
         self.contribution: FloatArray | None = None
         self.dense_nbytes = gradient.numel() * gradient.element_size()
         self._members = members
         self._entry = entry
-        self._backend = entry.backend
         self._gradient = gradient
         self._plan = plan if members.workers > 1 else plan.whole()
         self._group = group
         self._flat = flatten(gradient)
-        self._view = self._backend.view(self._flat)
+        self._view = self.backend.view(self._flat)
         self._transport: transport.Transport = "allreduce"
         self._handle: int | None = None
         self._opening: int | None = None
         self._carried = False
         # First coordinate and values of what the other workers sent here and found no room in the result.
         self._returned: tuple[int, FloatArray] | None = None
-        self._inputs: Any = None
-        self._proposal: Any = None
-        self._encode_seconds = 0.0
+        # Those whose proposals were made together, and this one's place among them.
+        self._proposals: Any = None
+        self._number = 0
+        # Those that are finished together.
+        self._company: list[Exchange] = [self]
+        self._received: Any = None
+        # What Horovod has multiplied the sum by, and what is still to be done to what has come back.
+        self._told = self._factor = 1.0
+        self._result: Any = None
+        self._encode_seconds = self._wait_seconds = self._decode_seconds = 0.0
 
     @property
     def codec(self) -> _core.Codec:
         return self._plan.codec
 
-    def sum_squares(self) -> float:
-        """Squared norm of the gradient as it came."""
-        return self._backend.sum_squares(self._view)
+    @property
+    def in_company(self) -> bool:
+        """Whether it is better started together with others."""
+        return self.backend.in_company
+
+    @property
+    def norm_of(self) -> Any:
+        """The gradient as it came, as the backend sees it."""
+        return self._view
 
     def start(self, unscale: float, *, carried: bool) -> None:
-        """Encode, and hand the message, or what the workers have to agree upon first, to a collective.
+        """Prepare; then encode, and hand the message, or what the workers have to agree upon first, to a collective.
+
+        Where encoding waits for company, :attr:`waiting` is set, and :meth:`proposed` is to be called.
 
         Args:
             unscale: factor that the gradient is multiplied by first.
@@ -96,7 +115,7 @@ class Exchange:
             first=not entry.stepped,
             momentum=local,
         )
-        self._inputs = Inputs(
+        self.inputs = Inputs(
             plan,
             update,
             step.method.randomness(entry.number, step.number, self._members.process_set.rank()),
@@ -106,10 +125,13 @@ class Exchange:
             weights=entry.weights_view() if update.weight_decay else None,
             memory=entry.memory_view,
             squares=self._squares(unscale),
+            # Then the sum of the payloads takes the gradient's place in memory.
+            zero_grad=self._transport != "allreduce" and self._in_place,
         )
         count, reduction = plan.codec.opening
         if count:
-            self.finite, opening = self._backend.open(self._inputs)
+            finite, opening = self.backend.open(self.inputs)
+            self.nonfinite = int(not finite)
         if reduction == "quantile":
             self.contribution = opening
         elif count:
@@ -118,9 +140,25 @@ class Exchange:
             self._opening = hvd.allreduce_async(
                 torch.from_numpy(opening), name=name, op=op, process_set=self._members.process_set
             )
+        elif self.backend.knows(plan.codec):
+            self.waiting = True
         else:
             self._propose(carried)
         self._encode_seconds = time.perf_counter() - began
+
+    def proposed(self, proposals: Proposals, number: int, company: list[Exchange], seconds: float) -> None:
+        """Send what has been proposed together with others.
+
+        Args:
+            number: of this tensor among them.
+            company: all that are finished together, whenever they were proposed.
+            seconds: this tensor's share of the time that it took.
+        """
+        began = time.perf_counter()
+        self.waiting = False
+        self._proposals, self._number, self._company = proposals, number, company
+        self._send(carried=False)
+        self._encode_seconds += seconds + time.perf_counter() - began
 
     def arrive(self) -> float:
         """Encode what :meth:`start` could not; here it always can."""
@@ -138,7 +176,7 @@ class Exchange:
         received, _ = hvd.synchronize(self._handle)
         arrived = time.perf_counter()
         process_set = self._members.process_set
-        codec, randomness = self._plan.codec, self._inputs.randomness
+        codec, randomness = self._plan.codec, self.inputs.randomness
         part, begin, values = codec.reduce(process_set.rank(), received.numpy(), randomness)
         self._returned = (begin, values)
         self._handle = hvd.allgather_async(torch.from_numpy(part), name=f"{self._name}.sums", process_set=process_set)
@@ -153,13 +191,13 @@ class Exchange:
         Returns:
             Seconds of waiting.
         """
-        if self._proposal is not None or not self._plan.numel:
+        if self._proposals is not None or not self._plan.numel:
             return 0.0
         began = time.perf_counter()
         opened = settled if self._opening is None else hvd.synchronize(self._opening).numpy()
         self._opening = None
         arrived = time.perf_counter()
-        self._inputs = replace(self._inputs, opened=opened)
+        self.inputs = replace(self.inputs, opened=opened)
         self._propose(carried=False)
         self._encode_seconds += time.perf_counter() - arrived
         return arrived - began
@@ -170,12 +208,21 @@ class Exchange:
         moments = None if source is None else source.take(self._entry.parameter)
         if moments is None or not self._plan.codec.wants_squares:
             return None
-        return self._backend.view(moments * unscale**2)
+        return self.backend.view(moments * unscale**2)
 
     def _propose(self, carried: bool) -> None:
-        self._proposal = self._backend.propose(self._inputs)
-        self.finite = self.finite and self._proposal.finite
+        self._proposals = self.backend.propose([self.inputs])
+        self.nonfinite = max(self.nonfinite, int(not self.proposal.finite))
         self._send(carried)
+
+    @property
+    def proposal(self) -> Any:
+        return self._proposals.each[self._number]
+
+    @property
+    def _in_place(self) -> bool:
+        """Whether the result can be made in the gradient's memory."""
+        return self._flat.dtype == torch.float32
 
     def finish(self, output: torch.Tensor, waited: float, *totals: TensorStats) -> torch.Tensor:
         """Apply what came back and return the gradient for the optimizer.
@@ -188,7 +235,8 @@ class Exchange:
         gradient = self._applied(output, waited, totals) if self._plan.numel else self._gradient
         # The step lives on until the next one begins; gradients, copies and payloads need not. Without a way back to
         # it, all goes then, and not when Python next looks for cycles, which may be thousands of steps later.
-        del self.message, self._gradient, self._flat, self._view, self._inputs, self._proposal, self.step
+        del self.message, self._gradient, self._flat, self._view, self.inputs, self._proposals, self.step
+        del self._company, self._received, self._result
         return gradient
 
     def cancel(self) -> None:
@@ -198,46 +246,124 @@ class Exchange:
                 hvd.synchronize(handle)
 
     def _applied(self, output: torch.Tensor, waited: float, totals: tuple[TensorStats, ...]) -> torch.Tensor:
+        if self._result is None:
+            complete(self._company, output)
+        elif not self._carried and float(output) != self._told:
+            raise RuntimeError(
+                f"Horovod has multiplied {self._entry.name!r} by {float(output)}, and another tensor of the same step "
+                f"by {self._told}"
+            )
         began = time.perf_counter()
-        received = output if self._handle is None else hvd.synchronize(self._handle)
-        arrived = time.perf_counter()
-        if self.step.abandoned:
-            result = self._abandon(received)
-        elif self._transport != "allreduce":
-            result = self._add_up(self._rows(received), float(output))
-        else:
-            votes = self._plan.codec.votes
-            factor = 1.0 if self._carried else float(output) if votes else float(output) / self._members.workers
-            result = self._take_sum(received, factor)
-        gradient = deliver(result, self._gradient)
-        self._count(waited + arrived - began, time.perf_counter() - arrived, totals)
+        gradient = deliver(self._result, self._gradient)
+        self._decode_seconds += time.perf_counter() - began
+        self._count(waited + self._wait_seconds, self._decode_seconds, totals)
         return gradient
 
     def _send(self, carried: bool) -> None:
         name = self._name
+        process_set = self._members.process_set
         if self._transport != "allreduce":
-            payload = torch.from_numpy(self._proposal.payload)
             send = hvd.allgather_async if self._transport == "gather" else hvd.alltoall_async
-            self._handle = send(payload, name=name, process_set=self._members.process_set)
+            self._handle = send(self._payload, name=name, process_set=process_set)
             return
         if self._plan.summable is not None:
-            message = torch.from_numpy(self._proposal.payload.view(self._plan.summable))
+            message = self._payload.view(getattr(torch, str(self._plan.summable)))
         else:
             message = torch.empty(self._plan.numel, device=self._flat.device)
-            self._backend.masked(self._proposal, self._backend.view(message))
+            self.backend.masked(self.proposal, message)
+            message = message if self.step.on_device else message.cpu()
         # The sign of a sum takes no account of the factors that Horovod's own allreduce puts in.
         self._carried = carried and not self._plan.codec.votes
         if self._carried:
             # Horovod's own allreduce works in place, and what was sent is still read from the payload.
             self.message = message if self._plan.summable is None else message.clone()
         else:
-            self._handle = hvd.allreduce_async(message, name=name, op=hvd.Sum, process_set=self._members.process_set)
+            self._handle = hvd.allreduce_async(message, name=name, op=hvd.Sum, process_set=process_set)
+
+    @property
+    def _payload(self) -> torch.Tensor:
+        payload = self.proposal.payload
+        return payload if isinstance(payload, torch.Tensor) else torch.from_numpy(payload)
 
     @property
     def _name(self) -> str:
         return f"horovod_dgc.{self._entry.name}"
 
-    def _rows(self, received: torch.Tensor) -> ByteArray:
+    def receive(self, output: torch.Tensor) -> None:
+        """Wait for what has been sent to come back, and take the factor from Horovod's ``output``."""
+        self._received = output if self._handle is None else hvd.synchronize(self._handle)
+        votes, gathered = self._plan.codec.votes, self._transport != "allreduce"
+        if not self._carried:
+            self._told = float(output)
+            self._factor = self._told if votes or gathered else self._told / self._members.workers
+
+    def addition(self) -> Addition | None:
+        """Payloads that are to be added up, or None if what has come back is the dense sum itself."""
+        plan = self._plan
+        if self._transport != "allreduce":
+            rows, scale = self._rows(self._received), self._factor / self._members.workers
+            if plan.codec.votes:
+                scale = 1.0
+            elif plan.momentum != "aggregated":
+                scale *= self.step.loss_scale
+            in_place = self._in_place
+        elif plan.summable is None or (plan.codec.layout is not None and plan.every_coordinate):
+            return None
+        else:
+            # One payload: that of the sum.
+            rows, scale, in_place = self._received.cpu().view(torch.uint8)[None], 1.0, False
+        self._result = self._flat if in_place else torch.zeros(plan.numel, device=self._flat.device)
+        return Addition(self.inputs, rows, self.backend.view(self._result), scale)
+
+    def absorb(self, added: Addition) -> None:
+        """Let the codec's memory learn from what has come back."""
+        if self.inputs.memory is not None and not self._plan.codec.votes:
+            self.backend.absorb(self.inputs, added.payloads.numpy())
+
+    def reduction(self) -> Reduction | None:
+        """What is still to be done to the dense sum, or None if that is nothing."""
+        plan, entry, takeover = self._plan, self._entry, self.step.takeover
+        aggregated = plan.momentum == "aggregated"
+        gathered, votes = self._transport != "allreduce", plan.codec.votes
+        if gathered and not votes and not aggregated:
+            return None
+        values = self._received if self._result is None else self._result
+        if votes:
+            values = values.sign()
+        velocity = entry.velocity_view if aggregated and takeover.momentum else None
+        update = takeover.update(
+            self._group, unscale=1.0, dense_factor=1.0, first=not entry.stepped, momentum=velocity is not None
+        )
+        entry.stepped = entry.stepped or velocity is not None
+        factor = self._factor if votes or not gathered else 1.0
+        return Reduction(values, velocity, update, factor, self.step.loss_scale)
+
+    def reduced(self, result: torch.Tensor) -> None:
+        self._result = result
+
+    def committed(self) -> None:
+        """The backend has committed: add what other workers have returned."""
+        if self._returned is not None:
+            begin, values = self._returned
+            assert self._entry.residual is not None
+            here = self._entry.residual[begin : begin + len(values)]
+            here += torch.from_numpy(values).to(here.device)
+        if self.inputs.velocity is not None:
+            self._entry.stepped = True
+
+    def abandon(self) -> None:
+        """NaN if any worker's gradient of this tensor was not finite, else zeros: no rank has changed state."""
+        if self._transport != "allreduce":
+            finite = not self._plan.codec.poisoned(self._rows(self._received).cpu().numpy())
+        else:
+            finite = bool(torch.isfinite(self._received).all())
+        self._result = torch.full_like(self._flat, 0.0 if finite else math.nan, dtype=torch.float32)
+
+    def spent(self, wait: float, decode: float) -> None:
+        """Note this tensor's share of seconds."""
+        self._wait_seconds, self._decode_seconds = wait, decode
+
+    def _rows(self, received: torch.Tensor) -> torch.Tensor:
         """The payloads of all workers, or, of a sparse allreduce, that of their sum."""
         workers, nbytes = self._members.workers, self._plan.payload_nbytes
         count = workers if self._transport == "gather" else 1
@@ -246,86 +372,13 @@ class Exchange:
                 f"the payloads of {self._entry.name!r} must have {nbytes} bytes on each of {workers} ranks, got "
                 f"{received.numel()} in all: is the density schedule the same on every rank?"
             )
-        rows: ByteArray = received.numpy().reshape(count, nbytes)
-        return rows
-
-    def _add_up(self, payloads: ByteArray, factor: float) -> torch.Tensor:
-        """Commit and sum the payloads, in the gradient's own memory where that is float32.
-
-        Args:
-            factor: what the user's options make of the mean over the workers.
-        """
-        plan = self._plan
-        in_place = self._flat.dtype == torch.float32
-        self._commit(zero_grad=in_place)
-        result = self._flat if in_place else torch.zeros(plan.numel, device=self._flat.device)
-        view = self._backend.view(result)
-        scale = factor / self._members.workers
-        if plan.codec.votes:
-            self._backend.decode_add(self._inputs, payloads, view, 1.0)
-            return self._after_reduction(result, factor)
-        aggregated = plan.momentum == "aggregated"
-        scale = scale if aggregated else scale * self.step.loss_scale
-        self._backend.decode_add(self._inputs, payloads, view, scale)
-        self._absorb(payloads)
-        return self._after_reduction(result, 1.0) if aggregated else result
-
-    def _take_sum(self, received: torch.Tensor, factor: float) -> torch.Tensor:
-        """Commit and take a sum, of payloads or of their dense form, as the result.
-
-        Args:
-            factor: by which the sum is still to be multiplied, or, by majority vote, its sign.
-        """
-        plan = self._plan
-        self._commit(zero_grad=False)
-        if plan.summable is None or (plan.codec.layout is not None and plan.every_coordinate):
-            # The payload is the dense tensor itself.
-            result = received.to(self._flat.device, torch.float32)
-        else:
-            total = received.numpy().view(np.uint8)
-            result = torch.zeros(plan.numel, device=self._flat.device)
-            self._backend.decode_add(self._inputs, total[None], self._backend.view(result), 1.0)
-            self._absorb(total)
-        return self._after_reduction(result, factor)
-
-    def _absorb(self, payloads: ByteArray) -> None:
-        if self._inputs.memory is not None:
-            self._backend.absorb(self._inputs, payloads)
-
-    def _after_reduction(self, result: torch.Tensor, factor: float) -> torch.Tensor:
-        entry, takeover = self._entry, self.step.takeover
-        if self._plan.codec.votes:
-            result = result.sign()
-        if factor != 1.0:
-            result = result * factor
-        if self._plan.momentum == "aggregated" and takeover.momentum:
-            update = takeover.update(self._group, unscale=1.0, dense_factor=1.0, first=not entry.stepped, momentum=True)
-            self._backend.apply_momentum(self._backend.view(result), entry.velocity_view, update)
-            entry.stepped = True
-        return result.mul_(self.step.loss_scale) if self.step.loss_scale != 1.0 else result
-
-    def _commit(self, *, zero_grad: bool) -> None:
-        self._backend.commit(self._inputs, self._proposal, zero_grad=zero_grad)
-        if self._returned is not None:
-            begin, values = self._returned
-            assert self._entry.residual is not None
-            here = self._entry.residual[begin : begin + len(values)]
-            here += torch.from_numpy(values).to(here.device)
-        if self._inputs.velocity is not None:
-            self._entry.stepped = True
-
-    def _abandon(self, received: torch.Tensor) -> torch.Tensor:
-        """NaN if any worker's gradient of this tensor was not finite, else zeros: no rank has changed state."""
-        if self._transport != "allreduce":
-            finite = not self._plan.codec.poisoned(self._rows(received))
-        else:
-            finite = bool(torch.isfinite(received).all())
-        return torch.full_like(self._flat, 0.0 if finite else math.nan, dtype=torch.float32)
+        return received.view(count, nbytes)
 
     def _count(self, wait: float, decode: float, totals: tuple[TensorStats, ...]) -> None:
         plan = self._plan
-        nonzero = plan.numel if plan.every_coordinate else int(np.count_nonzero(self._proposal.sent))
-        overflow = self._proposal.overflow
+        if not self.step.abandoned:
+            self.step.count_nonzero(self.proposal, plan, (self._entry.stats, *totals))
+        overflow = self.proposal.overflow
         for count in (self._entry.stats, *totals):
             count.sent += plan.opening_nbytes + transport.message_nbytes(plan, self._transport)
             count.control += 0 if self._carried else self.message.element_size()
@@ -334,13 +387,46 @@ class Exchange:
             count.wait += wait
             count.decode += decode
             if not self.step.abandoned:
-                count.nonzero += nonzero
                 count.elements += plan.numel
                 count.overflow += overflow
         if self.step.abandoned:
             self._entry.stats.skipped += 1
         else:
             self._entry.stats.steps += 1
+
+
+def complete(exchanges: list[Exchange], output: torch.Tensor) -> None:
+    """Commit the exchanges of one backend and add up what has come back.
+
+    Args:
+        output: what Horovod's allreduce made of the first one's message, and of all where there are several: the
+            factor of the step.
+    """
+    backend, abandoned = exchanges[0].backend, exchanges[0].step.abandoned
+    began = time.perf_counter()
+    for exchange in exchanges:
+        exchange.receive(output)
+    arrived = time.perf_counter()
+    if abandoned:
+        for exchange in exchanges:
+            exchange.abandon()
+    else:
+        backend.commit([exchange.inputs for exchange in exchanges], [exchange.proposal for exchange in exchanges])
+        for exchange in exchanges:
+            exchange.committed()
+        additions = [(exchange, exchange.addition()) for exchange in exchanges]
+        added = [(exchange, addition) for exchange, addition in additions if addition is not None]
+        backend.decode_add([addition for _, addition in added])
+        for exchange, addition in added:
+            exchange.absorb(addition)
+        reductions = [(exchange, exchange.reduction()) for exchange in exchanges]
+        left = [(exchange, reduction) for exchange, reduction in reductions if reduction is not None]
+        for (exchange, _), result in zip(left, backend.finish([reduction for _, reduction in left])):
+            exchange.reduced(result)
+    share = 1.0 / len(exchanges)
+    finished = time.perf_counter()
+    for exchange in exchanges:
+        exchange.spent((arrived - began) * share, (finished - arrived) * share)
 
 
 def deliver(result: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:

@@ -44,7 +44,7 @@ class NodeExchange:
     ) -> None:
         self.step = step
         self.message = token
-        self.finite = True
+        self.backend = entry.backend
         self.contribution: FloatArray | None = None
         self._entry = entry
         self._gradient = gradient
@@ -59,10 +59,19 @@ class NodeExchange:
     def codec(self) -> _core.Codec:
         return self._plan.codec
 
-    def sum_squares(self) -> float:
-        """Squared norm of this worker's gradient as it came."""
-        backend = self._entry.backend
-        return backend.sum_squares(backend.view(flatten(self._gradient)))
+    # Its reduce-scatter waits for nobody; what comes of it is no gradient of this worker.
+    in_company = False
+    waiting = False
+
+    @property
+    def nonfinite(self) -> int:
+        """As for :class:`~horovod_dgc.torch.exchange.Exchange`, of this rank's part."""
+        return 0 if self._between is None else self._between.nonfinite
+
+    @property
+    def norm_of(self) -> Any:
+        """This worker's gradient as it came, as the backend sees it."""
+        return self.backend.view(flatten(self._gradient))
 
     def start(self, unscale: float, *, carried: bool) -> None:
         """Hand the gradient, times ``unscale``, to the reduce-scatter inside the node."""
@@ -95,8 +104,8 @@ class NodeExchange:
         self._scattered = None
         between = Exchange(self.step, self._entry, part, self._plan, self._group, self.message, self._across)
         between.dense_nbytes = self._gradient.numel() * self._gradient.element_size()
-        between.start(1.0, carried=False)
-        self.finite, self.contribution = between.finite, between.contribution
+        self.step.launch([between], 1.0, carried=False)
+        self.contribution = between.contribution
         self._between = between
         return waited
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import horovod.torch as hvd
@@ -11,8 +12,9 @@ import torch
 
 from horovod_dgc.coding import opened_by_quantile
 from horovod_dgc.hierarchy import Members
-from horovod_dgc.methods.base import FloatArray, Method, clip_factor, clip_limit
+from horovod_dgc.methods.base import FloatArray, Method, Plan, clip_factor, clip_limit
 from horovod_dgc.stats import TensorStats
+from horovod_dgc.torch.backends import Backend, Proposals
 from horovod_dgc.torch.exchange import Exchange
 from horovod_dgc.torch.moments import SecondMoments
 from horovod_dgc.torch.node_exchange import NodeExchange
@@ -21,12 +23,18 @@ from horovod_dgc.torch.tensors import Tensor
 from horovod_dgc.transport import Transport
 
 NONFINITE = "horovod_dgc.nonfinite"
+# Elements that are worth launches of their own: as many as a GPU needs some ten microseconds for.
+COMPANY_NUMEL = 1 << 22
+
+# A count that is known on a device only, and where it is to be added.
+Uncounted = tuple[Callable[[], int], Sequence[TensorStats]]
 
 
 class Step:
     """Collects the exchanges of one step; :meth:`seal` decides whether they count.
 
-    Encoding and sending start as each gradient arrives. With global-norm clipping, or a threshold that all tensors
+    Encoding and sending start as each gradient arrives, or where a backend is faster at several tensors at a time, when
+    these have arrived. With global-norm clipping, or a threshold that all tensors
     have in common, they wait for :meth:`seal`, since these depend on all gradients.
 
     Args:
@@ -36,6 +44,8 @@ class Step:
         loss_scale: factor that all gradients carry.
         expected: number of gradients that a step has, where all are dense.
         token_count: number of one-element tensors that may be needed.
+        on_device: whether payloads that are made on a GPU go to Horovod there, or by way of host memory.
+        uncounted: takes counts that are known on a device only.
         nodes: the ranks of this rank's node, and those of its place on all nodes; None where all exchange with all.
         second_moments: where the gradients' are to be had; None for their own squares.
 
@@ -55,6 +65,8 @@ class Step:
         expected: int,
         token_count: int,
         nodes: tuple[Members, Members] | None,
+        on_device: bool,
+        uncounted: list[Uncounted],
         second_moments: SecondMoments | None = None,
     ) -> None:
         self.method = method
@@ -62,6 +74,7 @@ class Step:
         self.transport = transport
         self.loss_scale = loss_scale
         self.second_moments = second_moments
+        self.on_device = on_device
         self.process_set = owner.process_set
         self.workers: int = owner.process_set.size()
         self._everyone = Members(self.process_set, self.workers)
@@ -77,6 +90,12 @@ class Step:
         self._exchanges: dict[str, Exchange | NodeExchange] = {}
         # Those whose gradients are on their way inside the node.
         self._pending: list[NodeExchange] = []
+        # Those that wait to be started together, with where on the device their gradients were made.
+        self._waiting: dict[Backend, list[tuple[Exchange | NodeExchange, Any]]] = {}
+        # Those that will be finished together, and what has been proposed of them.
+        self._companies: dict[Backend, list[Exchange]] = {}
+        self._proposals: list[Proposals] = []
+        self._uncounted = uncounted
         self._tokens = torch.ones(token_count)
         self._flag: int | None = None
         self._began = time.perf_counter()
@@ -91,10 +110,14 @@ class Step:
         exchange = self._exchange(entry, gradient, self._tokens[position : position + 1])
         self._exchanges[entry.name] = exchange
         if not self.deferred:
-            self._start(exchange, 1.0 / self.loss_scale, carried=True)
+            if exchange.in_company:
+                self._wait(exchange)
+            else:
+                self.launch([exchange], 1.0 / self.loss_scale, carried=True)
             self._pending = [node for node in self._pending if not node.arrive_if_ready()]
             # Ranks must agree upon when it is sent; when a node's gradients have arrived is up to each.
             if position + 1 == self._expected and self._nodes is None:
+                self._launch_waiting()
                 self._send_flag()
         self.leave()
         return exchange
@@ -109,10 +132,14 @@ class Step:
         exchanges = self._exchanges.values()
         if self.deferred:
             assert self.method.clip_norm is not None
-            norm = math.sqrt(sum(e.sum_squares() for e in exchanges)) / self.loss_scale
-            factor = clip_factor(norm, self._clip_limit(self.method.clip_norm))
+            alike: dict[Backend, list[Exchange | NodeExchange]] = {}
             for exchange in exchanges:
-                self._start(exchange, factor / self.loss_scale, carried=False)
+                alike.setdefault(exchange.backend, []).append(exchange)
+            squares = sum(sum(backend.sum_squares([e.norm_of for e in each])) for backend, each in alike.items())
+            factor = clip_factor(math.sqrt(squares) / self.loss_scale, self._clip_limit(self.method.clip_norm))
+            for each in alike.values():
+                self.launch(each, factor / self.loss_scale, carried=False)
+        self._launch_waiting()
         waited = sum(exchange.arrive() for exchange in exchanges)
         if self._flag is None:
             self._send_flag()
@@ -120,7 +147,10 @@ class Step:
         waited += sum(exchange.proceed(settled) for exchange in exchanges)
         began = time.perf_counter()
         self.abandoned = bool(hvd.synchronize(self._flag).item())
-        return waited + time.perf_counter() - began
+        waited += time.perf_counter() - began
+        for backend in self._companies:
+            backend.require_valid()
+        return waited
 
     def land(self, *totals: TensorStats) -> float:
         """It is known whether the step counts: do what other ranks wait for before the first tensor is finished.
@@ -171,18 +201,62 @@ class Step:
         self._pending.append(exchange)
         return exchange
 
-    def _start(self, exchange: Exchange | NodeExchange, unscale: float, *, carried: bool) -> None:
-        clip = self.method.clip_norm
+    def launch(self, exchanges: Sequence[Exchange | NodeExchange], unscale: float, *, carried: bool) -> None:
+        """Start exchanges of one backend; arguments as for :meth:`Exchange.start`."""
+        backend, clip = exchanges[0].backend, self.method.clip_norm
+        unscales = [unscale] * len(exchanges)
         if clip is not None and not self.deferred:
-            norm = math.sqrt(exchange.sum_squares()) * unscale
-            unscale *= clip_factor(norm, self._clip_limit(clip))
-        exchange.start(unscale, carried=carried)
+            limit = self._clip_limit(clip)
+            norms = [math.sqrt(s) * unscale for s in backend.sum_squares([e.norm_of for e in exchanges])]
+            unscales = [unscale * clip_factor(norm, limit) for norm in norms]
+        for exchange, own in zip(exchanges, unscales):
+            exchange.start(own, carried=carried)
+        together = [e for e in exchanges if isinstance(e, Exchange) and e.waiting]
+        if not together:
+            return
+        began = time.perf_counter()
+        proposals = backend.propose([exchange.inputs for exchange in together])
+        if not self.on_device:
+            proposals.to_host()
+        self._proposals.append(proposals)
+        company = self._companies.setdefault(backend, [])
+        company += together
+        share = (time.perf_counter() - began) / len(together)
+        for number, exchange in enumerate(together):
+            exchange.proposed(proposals, number, company, share)
+
+    def _wait(self, exchange: Exchange | NodeExchange) -> None:
+        """Start it when there are enough to be started together."""
+        backend = exchange.backend
+        waiting = self._waiting.setdefault(backend, [])
+        waiting.append((exchange, backend.here()))
+        if sum(e.codec.n for e, _ in waiting) >= COMPANY_NUMEL:
+            self._launch_waiting()
+
+    def _launch_waiting(self) -> None:
+        for backend, waiting in self._waiting.items():
+            backend.follow([place for _, place in waiting])
+            self.launch([exchange for exchange, _ in waiting], 1.0 / self.loss_scale, carried=False)
+        self._waiting = {}
+
+    def count_nonzero(self, proposal: Any, plan: Plan, counts: Sequence[TensorStats]) -> None:
+        """Count the coordinates that are sent with a value other than 0, now or when that is known."""
+        nonzero = plan.numel if plan.every_coordinate else proposal.nonzero
+        if isinstance(nonzero, int):
+            for count in counts:
+                count.nonzero += nonzero
+        else:
+            self._uncounted.append((nonzero, counts))
 
     def _clip_limit(self, clip_norm: float) -> float:
         return clip_limit(clip_norm, self.workers, self.dense_factor)
 
     def _send_flag(self) -> None:
-        nonfinite = sum(not exchange.finite for exchange in self._exchanges.values())
-        self._flag = hvd.allreduce_async(
-            torch.tensor([float(nonfinite)]), name=NONFINITE, op=hvd.Sum, process_set=self.process_set
-        )
+        flag = torch.tensor([float(sum(exchange.nonfinite for exchange in self._exchanges.values()))])
+        for proposals in self._proposals:
+            count = proposals.nonfinite
+            # On the device, and there without waiting for it.
+            flag = count + flag.to(count.device, non_blocking=True) if isinstance(count, torch.Tensor) else flag + count
+        if not self.on_device:
+            flag = flag.cpu()
+        self._flag = hvd.allreduce_async(flag, name=NONFINITE, op=hvd.Sum, process_set=self.process_set)

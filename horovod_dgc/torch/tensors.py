@@ -106,7 +106,7 @@ class Tensor:
     def measured(self) -> TensorStats:
         """The counts with the residual's norm as it stands."""
         if self.residual_view is not None:
-            self.stats.residual_norm = math.sqrt(self.backend.sum_squares(self.residual_view))
+            self.stats.residual_norm = math.sqrt(self.backend.sum_squares([self.residual_view])[0])
         return dataclasses.replace(self.stats)
 
     def _own(self, flat: torch.Tensor) -> torch.Tensor:
