@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,6 +13,10 @@ from torch import nn
 
 from horovod_dgc import Method
 from horovod_dgc.torch import Compression
+
+# Where models live, and whether payloads made on a GPU go to Horovod there: "device", "host", or as Horovod was built.
+DEVICE = torch.device(os.environ.get("HOROVOD_DGC_TEST_DEVICE", "cpu"))
+COLLECTIVES = {"device": True, "host": False}.get(os.environ.get("HOROVOD_DGC_TEST_COLLECTIVES", ""))
 
 Build = Callable[[nn.Module], torch.optim.Optimizer]
 
@@ -31,21 +36,21 @@ def small_model(seed: int = 7) -> nn.Module:
         nn.Linear(4 * 6 * 6, 16),
         nn.ReLU(),
         nn.Linear(16, 5),
-    )
+    ).to(DEVICE)
 
 
 class Fed(nn.Module):
     """A model whose gradients are whatever it is fed: the loss is the inner product with them."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device = DEVICE) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(40, 50))
-        self.bias = nn.Parameter(torch.zeros(37))
+        self.weight = nn.Parameter(torch.zeros(40, 50, device=device))
+        self.bias = nn.Parameter(torch.zeros(37, device=device))
 
     def feed(self, step: int, rank: int) -> list[torch.Tensor]:
         """Whole numbers, so that float32 sums are exact in any order."""
         generator = torch.Generator().manual_seed(100 * step + rank)
-        return [torch.randint(-99, 100, p.shape, generator=generator).float() for p in self.parameters()]
+        return [torch.randint(-99, 100, p.shape, generator=generator).float().to(p.device) for p in self.parameters()]
 
     def backward(self, gradients: list[torch.Tensor]) -> None:
         sum((p * g).sum() for p, g in zip(self.parameters(), gradients)).backward()
@@ -55,7 +60,7 @@ def batch(step: int, rank: int | None = None, size: int = 8) -> tuple[torch.Tens
     """A batch that depends on the step and the rank alone."""
     generator = torch.Generator().manual_seed(1000 * step + (hvd.rank() if rank is None else rank))
     images = torch.randn(size, 1, 6, 6, generator=generator)
-    return images, torch.randint(0, 5, (size,), generator=generator)
+    return images.to(DEVICE), torch.randint(0, 5, (size,), generator=generator).to(DEVICE)
 
 
 def distribute(
@@ -78,6 +83,7 @@ def compressed(
     **options: Any,
 ) -> tuple[torch.optim.Optimizer, Compression]:
     """The distributed optimizer with compression, and the compression itself."""
+    settings = {"device_collectives": COLLECTIVES, **settings}
     compression = Compression(method, optimizer, model.named_parameters(), **settings)
     return distribute(model, optimizer, compression, **options), compression
 
@@ -89,7 +95,7 @@ def train(
     passes: int = 1,
     after_step: Callable[[int], None] | None = None,
 ) -> list[torch.Tensor]:
-    """Train and return all parameters as one vector after each step."""
+    """Train and return all parameters as one vector, in host memory, after each step."""
     trajectory = []
     for step in range(steps):
         optimizer.zero_grad()
@@ -104,7 +110,7 @@ def train(
 
 
 def vector(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([t.detach().double().reshape(-1) for t in tensors])
+    return torch.cat([t.detach().double().reshape(-1) for t in tensors]).cpu()
 
 
 def assert_same_trajectory(ours: list[torch.Tensor], dense: list[torch.Tensor], tolerance: float = 2e-5) -> None:
@@ -119,7 +125,7 @@ def assert_same_trajectory(ours: list[torch.Tensor], dense: list[torch.Tensor], 
 def digest(tensors: Iterable[torch.Tensor]) -> str:
     sha = hashlib.sha256()
     for tensor in tensors:
-        sha.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        sha.update(tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy().tobytes())
     return sha.hexdigest()
 
 

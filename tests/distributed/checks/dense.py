@@ -171,7 +171,8 @@ def check_momentum_buffers_are_taken_over() -> None:
             hvd.broadcast_optimizer_state(distributed, root_rank=0)
             generator = torch.Generator().manual_seed(5)
             for parameter in model.parameters():
-                distributed.state[parameter]["momentum_buffer"] = torch.randn(parameter.shape, generator=generator)
+                buffer = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+                distributed.state[parameter]["momentum_buffer"] = buffer
             trajectories.append(train(model, distributed))
         assert_same_trajectory(trajectories[1], trajectories[0])
 

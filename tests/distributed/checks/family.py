@@ -20,7 +20,7 @@ STEPS = 50
 
 def follow(method: Method, transport: str, op: Any, steps: int = STEPS, backend: str = "auto") -> None:
     model = Fed()
-    feeds = [[[g.numpy() for g in model.feed(step, rank)] for rank in range(hvd.size())] for step in range(steps)]
+    feeds = [[[g.cpu().numpy() for g in model.feed(step, rank)] for rank in range(hvd.size())] for step in range(steps)]
     expected = reduced_alone(method, feeds, factor=1.0 if op == hvd.Average else float(hvd.size()))
     compared = compared_steps([method.plan(p.shape, steps) for p in model.parameters()])
     # The optimizer applies its own momentum where the method takes none over: then it is left out.
@@ -32,7 +32,7 @@ def follow(method: Method, transport: str, op: Any, steps: int = STEPS, backend:
         model.backward(model.feed(step, hvd.rank()))
         optimizer.synchronize()
         for p, result in zip(model.parameters(), expected[step] if step < compared else ()):
-            difference = np.abs(p.grad.numpy().ravel() - result).max()
+            difference = np.abs(p.grad.cpu().numpy().ravel() - result).max()
             scale = max(1.0, np.abs(result).max())
             assert difference <= 2e-5 * scale, f"{method} by {transport}, step {step}: {difference} of {scale}"
         with optimizer.skip_synchronize():
@@ -84,7 +84,7 @@ def check_tensors_share_a_threshold() -> None:
             sum((p * torch.from_numpy(g)).sum() for p, g in zip(model, ranks[hvd.rank()])).backward()
             optimizer.synchronize()
             for p, result in zip(model, results):
-                np.testing.assert_allclose(p.grad.numpy(), result, rtol=1e-6, atol=1e-6)
+                np.testing.assert_allclose(p.grad.cpu().numpy(), result, rtol=1e-6, atol=1e-6)
             with optimizer.skip_synchronize():
                 optimizer.step()
         assert compression.stats().last.nonzero == math.ceil(0.02 * 2200)

@@ -116,7 +116,7 @@ def check_a_sparse_allreduce_is_what_its_ranges_make_of_it() -> None:
             optimizer.step()
             payloads = []
             for rank, state in enumerate(states):
-                gradient = model.feed(step, rank)[0].numpy().ravel()
+                gradient = model.feed(step, rank)[0].cpu().numpy().ravel()
                 proposal = _core.encode(codec, _core.Update(), gradient, state.residual, state.velocity)
                 payloads.append(np.array(proposal.payload))
             parts = np.stack(payloads).reshape(workers, workers, part_nbytes)
@@ -131,8 +131,8 @@ def check_a_sparse_allreduce_is_what_its_ranges_make_of_it() -> None:
             expected -= total
         entry = compression._tensors[1]
         assert entry.name == "weight"
-        np.testing.assert_array_equal(model.weight.detach().numpy().ravel(), expected)
-        np.testing.assert_array_equal(entry.residual.numpy(), states[hvd.rank()].residual)
+        np.testing.assert_array_equal(model.weight.detach().cpu().numpy().ravel(), expected)
+        np.testing.assert_array_equal(entry.residual.cpu().numpy(), states[hvd.rank()].residual)
         sent = steps * (plan.payload_nbytes + part_nbytes)
         assert compression.stats().tensors["weight"].sent == sent
         assert_ranks_identical(model, "sparse allreduce")
