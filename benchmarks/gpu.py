@@ -279,9 +279,12 @@ def overlap(device: torch.device, rounds: int) -> dict[str, float] | None:
         plan = METHOD.plan(tuple(parameter.shape))
         state[parameter] = plan, *(torch.zeros(plan.numel, device=device) for _ in range(2))
     waiting: list[torch.Tensor] = []
+    waiting_numel = 0
     encoded: list[Any] = []
 
     def encode() -> None:
+        nonlocal waiting_numel
+        waiting_numel = 0
         every = []
         for parameter in waiting:
             plan, residual, velocity = state[parameter]
@@ -291,8 +294,10 @@ def overlap(device: torch.device, rounds: int) -> dict[str, float] | None:
         waiting.clear()
 
     def arrived(parameter: torch.Tensor) -> None:
+        nonlocal waiting_numel
         waiting.append(parameter)
-        if mode == "as they arrive" and sum(p.numel() for p in waiting) >= COMPANY_NUMEL:
+        waiting_numel += parameter.numel()
+        if mode == "as they arrive" and waiting_numel >= COMPANY_NUMEL:
             encode()
 
     for parameter in network.parameters():

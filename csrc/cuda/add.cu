@@ -19,55 +19,92 @@ __device__ uint32_t read_bits(const uint8_t* bytes, uint64_t size, uint64_t bit,
 
 __device__ void report(const Sums& sums, uint32_t sum) { atomicMax(sums.malformed, sum + 1); }
 
-// The coordinates of one payload of Elias-Fano's coding: the j-th bit that is set in the high part, minus j, is the
-// high part of the j-th.
-__device__ void decode_elias_fano(const Sums& sums, uint32_t number, const Format& format, const uint8_t* payload,
-                                  uint32_t* indices) {
-  DGC_SHARED(BlockScratch, scratch);
-  const uint8_t* const low = payload + format.value_bytes;
-  const uint8_t* const high = low + format.low_bytes;
-  uint32_t found = 0;
-  for (uint64_t first = 0; first < format.high_bytes; first += 4 * kSelectThreads) {
-    const uint64_t at = first + 4 * threadIdx.x;
-    uint32_t word = 0;
-    for (uint32_t b = 0; b < 4 && at + b < format.high_bytes; ++b) {
-      word |= static_cast<uint32_t>(high[at + b]) << (8 * b);
-    }
-    uint32_t total;
-    uint32_t j = found + sum_before<kSelectThreads>(static_cast<uint32_t>(__popc(word)), &scratch, &total);
-    for (; word != 0; word &= word - 1, ++j) {
-      if (j >= format.k) break;
-      const uint64_t bit = 8 * at + static_cast<uint32_t>(__ffs(static_cast<int>(word))) - 1;
-      indices[j] = static_cast<uint32_t>((bit - j) << format.low) |
-                   read_bits(low, format.low_bytes, uint64_t{j} * format.low, format.low);
-    }
-    found += total;
+// Word `word` of the high part; its bytes beyond the end are 0.
+__device__ uint32_t high_word(const Format& format, const uint8_t* high, uint64_t word) {
+  uint32_t bits = 0;
+  for (uint32_t b = 0; b < 4 && 4 * word + b < format.high_bytes; ++b) {
+    bits |= static_cast<uint32_t>(high[4 * word + b]) << (8 * b);
   }
-  if (found == format.k) return;
-  // Too few or too many: whatever is missing is nowhere.
-  for (uint32_t j = found + threadIdx.x; j < format.k; j += kSelectThreads) indices[j] = 0xffffffffu;
-  if (threadIdx.x == 0) report(sums, number);
+  return bits;
 }
 
-__global__ void __launch_bounds__(kSelectThreads) decode_indices(Sums sums) {
-  const uint32_t number = sums.payload_sum[blockIdx.x];
+// The coordinates whose bits are in one segment of the high part of a payload: the j-th bit that is set, minus j, is the
+// high part of the j-th coordinate.
+__device__ void decode_segment(const Sums& sums, uint32_t number, const Format& format, const uint8_t* payload,
+                               uint32_t segment, bool last, uint32_t* indices) {
+  DGC_SHARED(BlockScratch, scratch);
+  constexpr uint64_t kWords = kSegment / 4;
+  static_assert(kWords == kThreads, "one word for each thread");
+  const uint8_t* const low = payload + format.value_bytes;
+  const uint8_t* const high = low + format.low_bytes;
+  const auto index_of = [&](uint64_t bit, uint32_t j) {
+    return static_cast<uint32_t>((bit - j) << format.low) |
+           read_bits(low, format.low_bytes, uint64_t{j} * format.low, format.low);
+  };
+  const uint64_t first = segment * kWords;
+  uint32_t before = 0;
+  for (uint64_t w = threadIdx.x; w < first; w += kThreads) {
+    before += static_cast<uint32_t>(__popc(high_word(format, high, w)));
+  }
+  before = sum_of_block<kThreads>(before, &scratch);
+  uint32_t word = high_word(format, high, first + threadIdx.x);
+  uint32_t total;
+  uint32_t j = before + sum_before<kThreads>(static_cast<uint32_t>(__popc(word)), &scratch, &total);
+  uint32_t previous = 0;
+  bool follows = false;
+  if (word != 0 && j > 0 && j <= format.k) {
+    // The coordinate before this thread's first one.
+    uint64_t w = first + threadIdx.x;
+    uint32_t earlier = 0;
+    while (w > 0 && earlier == 0) earlier = high_word(format, high, --w);
+    if (earlier != 0) {
+      previous = index_of(32 * w + 31 - static_cast<uint32_t>(__clz(static_cast<int>(earlier))), j - 1);
+      follows = true;
+    }
+  }
+  bool valid = true;
+  for (; word != 0 && j < format.k; word &= word - 1, ++j) {
+    const uint64_t bit = 32 * (first + threadIdx.x) + static_cast<uint32_t>(__ffs(static_cast<int>(word))) - 1;
+    const uint32_t index = index_of(bit, j);
+    valid = valid && index < format.n && (!follows || previous < index);
+    indices[j] = index;
+    previous = index;
+    follows = true;
+  }
+  const uint32_t found = before + total;
+  if (last && found != format.k) {
+    // Too few or too many: whatever is missing is nowhere.
+    valid = false;
+    for (uint32_t missing = found + threadIdx.x; missing < format.k; missing += kThreads) {
+      indices[missing] = 0xffffffffu;
+    }
+  }
+  if (!valid) report(sums, number);
+}
+
+// Those of one segment of int32 indices.
+__device__ void copy_segment(const Sums& sums, uint32_t number, const Format& format, const uint8_t* payload,
+                             uint32_t segment, uint32_t* indices) {
+  const uint32_t j = segment * kThreads + threadIdx.x;
+  if (j >= format.k) return;
+  const uint8_t* const own = payload + format.value_bytes + uint64_t{4} * j;
+  indices[j] = read_32(own);
+  if (indices[j] >= format.n || (j > 0 && read_32(own - 4) >= indices[j])) report(sums, number);
+}
+
+__global__ void __launch_bounds__(kThreads) decode_indices(Sums sums) {
+  const uint32_t number = sums.segment_sum[blockIdx.x];
   const Sum sum = sums.sums[number];
   const Format& format = sum.format;
-  if (format.dense()) return;
-  const uint64_t which = blockIdx.x - sum.first_payload;
+  const uint32_t own = blockIdx.x - sum.first_segment;
+  const uint64_t which = own / sum.segments;
+  const uint32_t segment = own % sum.segments;
   const uint8_t* const payload = sum.payloads + which * format.nbytes();
   uint32_t* const indices = sum.indices + which * format.k;
   if (format.elias_fano) {
-    decode_elias_fano(sums, number, format, payload, indices);
+    decode_segment(sums, number, format, payload, segment, segment + 1 == sum.segments, indices);
   } else {
-    for (uint32_t j = threadIdx.x; j < format.k; j += kSelectThreads) {
-      indices[j] = read_32(payload + format.value_bytes + uint64_t{4} * j);
-    }
-  }
-  __syncthreads();
-  for (uint32_t j = threadIdx.x; j < format.k; j += kSelectThreads) {
-    const bool ascends = j == 0 || indices[j - 1] < indices[j];
-    if (!ascends || indices[j] >= format.n) report(sums, number);
+    copy_segment(sums, number, format, payload, segment, indices);
   }
 }
 
@@ -141,7 +178,7 @@ __global__ void __launch_bounds__(kThreads) add_payloads(Sums sums) {
 }  // namespace
 
 void add(const Sums& sums, void* stream) {
-  launch("decode_indices", decode_indices, sums.payloads, kSelectThreads, stream, sums);
+  launch("decode_indices", decode_indices, sums.segments, kThreads, stream, sums);
   launch("add_payloads", add_payloads, sums.blocks, kThreads, stream, sums);
 }
 

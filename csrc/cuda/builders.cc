@@ -1,10 +1,12 @@
 #include "builders.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
 #include <type_traits>
+#include <utility>
 
 #include "index_coding.h"
 #include "threshold.h"
@@ -13,6 +15,7 @@ namespace dgc::cuda {
 namespace {
 
 constexpr size_t kAligned = 16;
+constexpr uint32_t kLeastMembers = 1u << 13;
 constexpr size_t kMostElements = std::numeric_limits<int32_t>::max();
 
 size_t aligned(size_t bytes) { return (bytes + kAligned - 1) / kAligned * kAligned; }
@@ -118,6 +121,8 @@ size_t BatchBuilder::add(const Layout& layout, const Update& update, const Array
   };
   slot.aligned = fits(slot.grad, slot.grad_type) && fits(slot.weights, slot.weights_type) &&
                  fits(slot.residual, Scalar::float32) && fits(slot.velocity, Scalar::float32);
+  slot.plain = slot.aligned && slot.residual && slot.grad_type == Scalar::float32 &&
+               (!slot.weights || slot.weights_type == Scalar::float32);
   slot.mask = mask && !layout.dense();
   slot.zero_grad = zero_grad;
 
@@ -138,9 +143,17 @@ size_t BatchBuilder::add(const Layout& layout, const Update& update, const Array
     const size_t rank = sampled > 0 ? sample_rank(sampled, n, k) : 0;
     slot.sampled = static_cast<uint32_t>(sampled);
     slot.rank = rank < sampled ? static_cast<uint32_t>(rank) : 0;
-    // What the sample leads to expect, twice over where that is small; more are found in another way.
-    slot.capacity = static_cast<uint32_t>(slot.rank > 0 ? std::min(n, 2 * k + 2 * kMostSampled / 8) : n);
+    slot.capacity = static_cast<uint32_t>(n);
+    if (slot.rank > 0) {
+      // What the sample leads to expect, and six standard deviations.
+      const double expected = static_cast<double>(n) * slot.rank / static_cast<double>(sampled);
+      const double bound = expected * (1.0 + 6.0 / std::sqrt(static_cast<double>(slot.rank))) + kSampleThreads;
+      slot.capacity = static_cast<uint32_t>(std::min(static_cast<double>(n), bound));
+    }
+    slot.member_capacity = std::min(slot.capacity, std::max(kLeastMembers, slot.capacity / 16));
     candidates_ += slot.capacity;
+    members_ += slot.member_capacity;
+    sparse_ += 1;
     kept_bytes_ += 2 * aligned(4 * k);
   }
   slots_.push_back(slot);
@@ -154,7 +167,9 @@ uint32_t BatchBuilder::groups(size_t number) const {
 
 size_t BatchBuilder::scratch_bytes() const {
   const size_t stripes = stripe_slot_.size();
-  return 4 * (kBins + aligned(rows_) + 2 * aligned(stripes) + kStripeWords * stripes + 2 * aligned(candidates_));
+  return 4 * (3 * aligned(rows_) + 3 * aligned(stripes) + kBins * (1 + sparse_) + kStripeWords * stripes +
+              2 * aligned(candidates_)) +
+         members_ * sizeof(Member);
 }
 
 size_t BatchBuilder::table_bytes() const { return written_bytes(slots_, stripe_slot_, group_slot_); }
@@ -163,9 +178,10 @@ void BatchBuilder::write(Address table, Address payloads, Address kept, Address 
                          uint8_t* host) const {
   std::vector<Slot> slots = slots_;
   const Batch whole = batch(table, scratch);
-  uint32_t* candidates = whole.bitmaps + kStripeWords * stripe_slot_.size();
-  float* const values = reinterpret_cast<float*>(candidates + aligned(candidates_));
-  size_t used = 0;
+  uint32_t* histogram = whole.bitmaps + kStripeWords * stripe_slot_.size();
+  uint32_t* candidates = histogram + kBins * sparse_;
+  float* values = reinterpret_cast<float*>(candidates + aligned(candidates_));
+  Member* members = reinterpret_cast<Member*>(values + aligned(candidates_));
   for (size_t i = 0; i < slots.size(); ++i) {
     Slot& slot = slots[i];
     slot.progress = pointer<Progress>(progress) + i;
@@ -174,9 +190,10 @@ void BatchBuilder::write(Address table, Address payloads, Address kept, Address 
     const Address own = kept + kept_offsets_[i];
     slot.indices = pointer<uint32_t>(own);
     slot.sent = pointer<float>(own + aligned(size_t{4} * slot.format.k));
-    slot.candidates = candidates + used;
-    slot.candidate_values = values + used;
-    used += slot.capacity;
+    slot.histogram = std::exchange(histogram, histogram + kBins);
+    slot.candidates = std::exchange(candidates, candidates + slot.capacity);
+    slot.candidate_values = std::exchange(values, values + slot.capacity);
+    slot.members = std::exchange(members, members + slot.member_capacity);
   }
   Writer writer(host);
   writer.put(slots);
@@ -193,11 +210,15 @@ Batch BatchBuilder::batch(Address table, Address scratch) const {
   batch.count = static_cast<uint32_t>(slots_.size());
   batch.stripes = static_cast<uint32_t>(stripes);
   batch.groups = static_cast<uint32_t>(group_slot_.size());
-  batch.histogram = pointer<uint32_t>(scratch);
-  batch.rows = batch.histogram + kBins;
-  batch.counts = batch.rows + aligned(rows_);
-  batch.ties = batch.counts + aligned(stripes);
-  batch.bitmaps = batch.ties + aligned(stripes);
+  uint32_t* next = pointer<uint32_t>(scratch);
+  const auto part = [&next](size_t count) { return std::exchange(next, next + count); };
+  batch.rescue_histogram = part(kBins);
+  for (auto [counts, count] : {std::pair(&batch.row_counts, rows_), std::pair(&batch.stripe_counts, stripes)}) {
+    counts->candidates = part(aligned(count));
+    counts->larger = part(aligned(count));
+    counts->ties = part(aligned(count));
+  }
+  batch.bitmaps = next;
   return batch;
 }
 
@@ -209,17 +230,20 @@ void SumsBuilder::add(const Layout& layout, Address payloads, size_t count, Addr
   sum.out = pointer<float>(out);
   sum.scale = scale;
   sum.first_block = static_cast<uint32_t>(block_sum_.size());
-  sum.first_payload = static_cast<uint32_t>(payload_sum_.size());
   const uint32_t number = static_cast<uint32_t>(sums_.size());
   const uint32_t blocks = pieces(layout.n(), layout.dense() ? kStripe : kRange);
   block_sum_.resize(block_sum_.size() + blocks, number);
-  payload_sum_.resize(payload_sum_.size() + count, number);
+  sum.first_segment = static_cast<uint32_t>(segment_sum_.size());
+  if (!layout.dense()) {
+    sum.segments = sum.format.elias_fano ? pieces(sum.format.high_bytes, kSegment) : pieces(layout.k(), kThreads);
+    segment_sum_.resize(segment_sum_.size() + count * sum.segments, number);
+  }
   offsets_.push_back(coordinates_);
   coordinates_ += layout.dense() ? 0 : count * layout.k();
   sums_.push_back(sum);
 }
 
-size_t SumsBuilder::table_bytes() const { return written_bytes(sums_, block_sum_, payload_sum_); }
+size_t SumsBuilder::table_bytes() const { return written_bytes(sums_, block_sum_, segment_sum_); }
 
 void SumsBuilder::write(Address scratch, uint8_t* host) const {
   std::vector<Sum> sums = sums_;
@@ -227,16 +251,16 @@ void SumsBuilder::write(Address scratch, uint8_t* host) const {
   Writer writer(host);
   writer.put(sums);
   writer.put(block_sum_);
-  writer.put(payload_sum_);
+  writer.put(segment_sum_);
 }
 
 Sums SumsBuilder::sums(Address table, Address malformed) const {
   Sums sums{};
   sums.sums = pointer<const Sum>(table);
   sums.block_sum = after(table, sums_);
-  sums.payload_sum = after(table, sums_, block_sum_);
+  sums.segment_sum = after(table, sums_, block_sum_);
   sums.blocks = static_cast<uint32_t>(block_sum_.size());
-  sums.payloads = static_cast<uint32_t>(payload_sum_.size());
+  sums.segments = static_cast<uint32_t>(segment_sum_.size());
   sums.malformed = pointer<uint32_t>(malformed);
   return sums;
 }

@@ -60,6 +60,8 @@ class BatchBuilder {
   size_t payload_bytes_ = 0;
   size_t kept_bytes_ = 0;
   size_t candidates_ = 0;
+  size_t members_ = 0;
+  size_t sparse_ = 0;  // tensors whose layout is not dense
   std::vector<Slot> slots_;
   std::vector<size_t> payload_offsets_;
   std::vector<size_t> kept_offsets_;
@@ -83,7 +85,7 @@ class SumsBuilder {
   std::vector<Sum> sums_;
   std::vector<size_t> offsets_;
   std::vector<uint32_t> block_sum_;
-  std::vector<uint32_t> payload_sum_;
+  std::vector<uint32_t> segment_sum_;
 };
 
 // Reduced tensors that become gradients.

@@ -12,12 +12,7 @@ __global__ void __launch_bounds__(kThreads) apply(Batch batch) {
   const Slot slot = batch.slots[batch.stripe_slot[stripe]];
   if (!slot.residual && !slot.velocity && !slot.zero_grad) return;
   const uint32_t n = slot.format.n;
-  const uint32_t begin = (stripe - slot.first_stripe) * kStripe;
-  for (uint32_t at = 4 * threadIdx.x; at < kStripe && begin + at < n; at += 4 * kThreads) {
-    const uint32_t i = begin + at;
-    const bool vector = slot.aligned && i + 4 <= n;
-    Four velocity;
-    Four v = accumulated_four(slot, i, vector, &velocity);
+  visit_stripe(slot, (stripe - slot.first_stripe) * kStripe, [&](uint32_t i, bool vector, Four v, const Four& velocity) {
     if (slot.format.dense() && slot.residual) {
       for (uint32_t c = 0; c < 4; ++c) {
         if (i + c < n) v.x[c] -= decoded_value(slot.format, slot.payload, i + c);
@@ -26,7 +21,7 @@ __global__ void __launch_bounds__(kThreads) apply(Batch batch) {
     if (slot.memory != Memory::plain) store_four(slot.velocity, i, n, vector, velocity);
     if (slot.residual) store_four(slot.residual, i, n, vector, v);
     if (slot.zero_grad) store_zeros(slot.grad, slot.grad_type, i, n, vector);
-  }
+  });
 }
 
 __global__ void __launch_bounds__(kGroup) take_off(Batch batch) {

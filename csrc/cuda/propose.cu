@@ -7,54 +7,112 @@
 namespace dgc::cuda {
 namespace {
 
-constexpr uint32_t kSampledEach = kMostSampled / kSelectThreads;
+constexpr uint32_t kSampledEach = kMostSampled / kSampleThreads;
 constexpr uint32_t kSampleRun = 32;  // neighbours that are sampled together
 constexpr int32_t kLargestFinite = kInfinityBits - 1;
 
-__global__ void __launch_bounds__(kSelectThreads) sample(Batch batch) {
-  DGC_SHARED(BlockScratch, scratch);
+__device__ float quiet_nan() { return bits_float(0x7fc00000u); }
+
+// Magnitudes of v' at this thread's places in the sample, -1 where it has none. All are read before one is used.
+template <Memory kMemory>
+__device__ void read_sample(const Slot& slot, int32_t (&sampled)[kSampledEach]) {
+  // Run r begins at line floor(r * lines / runs), without a product that has more than 32 bits.
+  const uint32_t runs = slot.sampled / kSampleRun;
+  const uint32_t distance = slot.format.n / kSampleRun / runs;
+  const uint32_t rest = slot.format.n / kSampleRun % runs;
+  float grad[kSampledEach], weights[kSampledEach], velocity[kSampledEach], residual[kSampledEach];
+#pragma unroll
+  for (uint32_t s = 0; s < kSampledEach; ++s) {
+    const uint32_t number = s * kSampleThreads + threadIdx.x;
+    grad[s] = weights[s] = velocity[s] = residual[s] = 0.0f;
+    if (number < slot.sampled) {
+      const uint32_t run = number / kSampleRun;
+      const uint32_t i = (run * distance + run * rest / runs) * kSampleRun + number % kSampleRun;
+      grad[s] = element(slot.grad, slot.grad_type, i);
+      if (slot.weights) weights[s] = element(slot.weights, slot.weights_type, i);
+      if (kMemory != Memory::plain) velocity[s] = slot.velocity[i];
+      if (slot.residual) residual[s] = slot.residual[i];
+    }
+  }
+#pragma unroll
+  for (uint32_t s = 0; s < kSampledEach; ++s) {
+    const float v = next<kMemory>(slot.coefficients, slot.weights != nullptr, grad[s], weights[s], &velocity[s],
+                                  residual[s]);
+    sampled[s] = s * kSampleThreads + threadIdx.x < slot.sampled ? magnitude(v) : -1;
+  }
+}
+
+// A magnitude that at least slot.rank elements of the sample exceed, and hardly more.
+template <Memory kMemory>
+__device__ int32_t guess(const Slot& slot) {
+  struct Shared {
+    uint32_t larger[3];
+  };
+  DGC_SHARED(Shared, shared);
+  int32_t sampled[kSampledEach];
+  read_sample<kMemory>(slot, sampled);
+  if (threadIdx.x < 3) shared.larger[threadIdx.x] = 0;
+  __syncthreads();
+  // At least `rank` exceed `threshold`, fewer exceed `above`. Seven bits of the mantissa will do for a guess.
+  int32_t threshold = kNoThreshold;
+  int32_t above = 0x7fffffff;
+  for (uint32_t round = 0;; ++round) {
+    const uint32_t apart = static_cast<uint32_t>(above) - static_cast<uint32_t>(threshold);
+    if (apart <= 1u << 16) return threshold;
+    const int32_t middle = static_cast<int32_t>(static_cast<uint32_t>(threshold) + apart / 2);
+    uint32_t larger = 0;
+#pragma unroll
+    for (uint32_t s = 0; s < kSampledEach; ++s) larger += sampled[s] > middle ? 1 : 0;
+    for (uint32_t step = kWarp / 2; step > 0; step /= 2) larger += __shfl_xor_sync(kAllLanes, larger, step);
+    if (threadIdx.x % kWarp == 0) atomicAdd(&shared.larger[round % 3], larger);
+    // Nobody counts in the next one yet, and all have seen what it held two rounds ago.
+    if (threadIdx.x == 0) shared.larger[(round + 1) % 3] = 0;
+    __syncthreads();
+    if (shared.larger[round % 3] >= slot.rank) {
+      threshold = middle;
+    } else {
+      above = middle;
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kSampleThreads) sample(Batch batch) {
   const Slot slot = batch.slots[blockIdx.x];
   const uint32_t thread = threadIdx.x;
   const uint32_t rows = (slot.stripes + kRow - 1) / kRow;
-  for (uint32_t row = thread; row < rows; row += kSelectThreads) batch.rows[slot.first_row + row] = 0;
+  for (uint32_t row = slot.first_row + thread; row < slot.first_row + rows; row += kSampleThreads) {
+    batch.row_counts.candidates[row] = batch.row_counts.larger[row] = batch.row_counts.ties[row] = 0;
+  }
+  if (slot.histogram) {
+    for (uint32_t bin = thread; bin < kBins; bin += kSampleThreads) slot.histogram[bin] = 0;
+  }
   int32_t threshold = kNoThreshold;
   if (slot.rank > 0) {
-    // In registers: the loops over them are unrolled.
-    int32_t sampled[kSampledEach];
-    // Run r begins at line floor(r * lines / runs), without a product that has more than 32 bits.
-    const uint32_t runs = slot.sampled / kSampleRun;
-    const uint32_t distance = slot.format.n / kSampleRun / runs;
-    const uint32_t rest = slot.format.n / kSampleRun % runs;
-#pragma unroll
-    for (uint32_t s = 0; s < kSampledEach; ++s) {
-      const uint32_t number = s * kSelectThreads + thread;
-      sampled[s] = -1;
-      if (number < slot.sampled) {
-        const uint32_t run = number / kSampleRun;
-        const uint32_t line = run * distance + run * rest / runs;
-        sampled[s] = magnitude(accumulated(slot, line * kSampleRun + number % kSampleRun));
-      }
-    }
-    // At least `rank` exceed `threshold`, fewer exceed `above`. Seven bits of the mantissa will do for a guess.
-    int32_t above = 0x7fffffff;
-    for (;;) {
-      const uint32_t apart = static_cast<uint32_t>(above) - static_cast<uint32_t>(threshold);
-      if (apart <= 1u << 16) break;
-      const int32_t middle = static_cast<int32_t>(static_cast<uint32_t>(threshold) + apart / 2);
-      uint32_t larger = 0;
-#pragma unroll
-      for (uint32_t s = 0; s < kSampledEach; ++s) larger += sampled[s] > middle ? 1 : 0;
-      if (sum_of_block<kSelectThreads>(larger, &scratch) >= slot.rank) {
-        threshold = middle;
-      } else {
-        above = middle;
-      }
+    if (slot.memory == Memory::momentum) {
+      threshold = guess<Memory::momentum>(slot);
+    } else if (slot.memory == Memory::nesterov) {
+      threshold = guess<Memory::nesterov>(slot);
+    } else {
+      threshold = guess<Memory::plain>(slot);
     }
   }
-  if (thread == 0) *slot.progress = {threshold < kLargestFinite ? threshold : kLargestFinite, 0, 0, 0, 0};
+  if (thread == 0) {
+    Progress progress{};
+    progress.threshold = threshold < kLargestFinite ? threshold : kLargestFinite;
+    *slot.progress = progress;
+  }
 }
 
-// Which coordinates of its stripe exceed the threshold, as a bitmap in shared memory.
+// Bits of a candidate's distance from the threshold that the histogram leaves open: it has 512 bins for every doubling,
+// and all beyond the fourth in the last one, or, where everything is a candidate, 8 for every doubling there is.
+__device__ uint32_t open_bits(int32_t threshold) { return threshold == kNoThreshold ? 20 : 14; }
+
+__device__ uint32_t bin_of(int32_t m, int32_t threshold) {
+  const uint32_t bin = static_cast<uint32_t>(m - threshold - 1) >> open_bits(threshold);
+  return bin < kBins ? bin : kBins - 1;
+}
+
+// Which coordinates of its stripe exceed the threshold, as a bitmap.
 __device__ void find_candidates(const Batch& batch, const Slot& slot, uint32_t stripe) {
   struct Shared {
     uint32_t bitmap[kStripeWords];
@@ -69,37 +127,41 @@ __device__ void find_candidates(const Batch& batch, const Slot& slot, uint32_t s
   shared.bitmap[thread] = 0;
   __syncthreads();
   bool finite = true;
-  for (uint32_t at = 4 * thread; at < kStripe && begin + at < n; at += 4 * kThreads) {
-    const uint32_t i = begin + at;
-    Four velocity;
-    const Four v = accumulated_four(slot, i, slot.aligned && i + 4 <= n, &velocity);
+  visit_stripe(slot, begin, [&](uint32_t i, bool, const Four& v, const Four&) {
     uint32_t bits = 0;
+#pragma unroll
     for (uint32_t c = 0; c < 4; ++c) {
       const int32_t m = magnitude(v.x[c]);
       finite = finite && m < kInfinityBits;
-      bits |= (m > threshold && i + c < n ? 1u : 0u) << c;
+      bits |= (m > threshold ? 1u : 0u) << c;
     }
-    if (bits) atomicOr(&shared.bitmap[at / 32], bits << at % 32);
-  }
+    if (bits == 0) return;
+    for (uint32_t c = 0; c < 4; ++c) {
+      if (i + c >= n) bits &= ~(1u << c);
+      if (bits >> c & 1) atomicAdd(&slot.histogram[bin_of(magnitude(v.x[c]), threshold)], 1u);
+    }
+    atomicOr(&shared.bitmap[(i - begin) / 32], bits << i % 32);
+  });
   if (!finite) slot.progress->nonfinite = 1;
   __syncthreads();
   const uint32_t word = shared.bitmap[thread];
   const uint32_t found = sum_of_block<kThreads>(static_cast<uint32_t>(__popc(word)), &shared.scratch);
   if (found > 0) batch.bitmaps[uint64_t{stripe} * kStripeWords + thread] = word;
   if (thread == 0) {
-    batch.counts[stripe] = found;
-    if (found > 0) atomicAdd(&batch.rows[slot.first_row + (stripe - slot.first_stripe) / kRow], found);
+    batch.stripe_counts.candidates[stripe] = found;
+    const uint32_t row = slot.first_row + (stripe - slot.first_stripe) / kRow;
+    if (found > 0) atomicAdd(&batch.row_counts.candidates[row], found);
   }
 }
 
 // All values of its stripe, coded.
-__device__ void code_stripe(const Slot& slot, uint32_t stripe) {
+__device__ void code_stripe(const Slot& slot, uint32_t stripe, bool poison) {
   DGC_SHARED(BlockScratch, scratch);
   const uint32_t n = slot.format.n;
   const uint32_t begin = (stripe - slot.first_stripe) * kStripe;
   for (uint32_t at = 0; at < kStripe && begin + at < n; at += kGroup) {
     const uint32_t i = begin + at + threadIdx.x;
-    const float v = i < n ? accumulated(slot, i) : 0.0f;
+    const float v = poison ? quiet_nan() : i < n ? accumulated(slot, i) : 0.0f;
     if (magnitude(v) >= kInfinityBits) slot.progress->nonfinite = 1;
     code_value(slot.format, slot.payload, (begin + at) / kGroup, v, &scratch);
   }
@@ -109,41 +171,22 @@ __global__ void __launch_bounds__(kThreads) collect(Batch batch) {
   const uint32_t stripe = blockIdx.x;
   const Slot slot = batch.slots[batch.stripe_slot[stripe]];
   if (slot.format.dense()) {
-    code_stripe(slot, stripe);
+    code_stripe(slot, stripe, false);
   } else {
     find_candidates(batch, slot, stripe);
   }
 }
 
-// Sum of counts[0..count) over the stripes of a tensor, with the help of the sums of its rows.
-__device__ uint32_t counted_before(const Batch& batch, const Slot& slot, uint32_t stripe, BlockScratch* scratch) {
+// Sum over the tensor's stripes before this one, with the help of the sums of their rows.
+__device__ uint32_t counted_before(const uint32_t* stripe_counts, const uint32_t* row_counts, const Slot& slot,
+                                   uint32_t stripe, BlockScratch* scratch) {
   const uint32_t own = stripe - slot.first_stripe;
   const uint32_t row = own / kRow;
   uint32_t before = 0;
-  for (uint32_t r = threadIdx.x; r < row; r += kThreads) before += batch.rows[slot.first_row + r];
+  for (uint32_t r = threadIdx.x; r < row; r += kThreads) before += row_counts[slot.first_row + r];
   const uint32_t s = row * kRow + threadIdx.x;
-  if (s < own) before += batch.counts[slot.first_stripe + s];
+  if (s < own) before += stripe_counts[slot.first_stripe + s];
   return sum_of_block<kThreads>(before, scratch);
-}
-
-__global__ void __launch_bounds__(kThreads) place(Batch batch) {
-  DGC_SHARED(BlockScratch, scratch);
-  const uint32_t stripe = blockIdx.x;
-  const Slot slot = batch.slots[batch.stripe_slot[stripe]];
-  const bool last = stripe + 1 == slot.first_stripe + slot.stripes;
-  if (slot.format.dense() || (batch.counts[stripe] == 0 && !last)) return;
-  const uint32_t before = counted_before(batch, slot, stripe, &scratch);
-  if (last && threadIdx.x == 0) slot.progress->candidates = before + batch.counts[stripe];
-  if (batch.counts[stripe] == 0) return;
-  uint32_t word = batch.bitmaps[uint64_t{stripe} * kStripeWords + threadIdx.x];
-  uint32_t total;
-  uint32_t to = before + sum_before<kThreads>(static_cast<uint32_t>(__popc(word)), &scratch, &total);
-  const uint32_t begin = (stripe - slot.first_stripe) * kStripe + 32 * threadIdx.x;
-  for (; word != 0 && to < slot.capacity; word &= word - 1, ++to) {
-    const uint32_t i = begin + static_cast<uint32_t>(__ffs(static_cast<int>(word))) - 1;
-    slot.candidates[to] = i;
-    slot.candidate_values[to] = accumulated(slot, i);
-  }
 }
 
 // Magnitudes from `low` to `high` among which the smallest one that is taken is looked for, and how many of
@@ -180,30 +223,160 @@ struct Narrowed {
   uint32_t above;
 };
 
-// The search among the magnitudes of the bin that the last one taken is in.
+// The bin, counted from the uppermost one down, in which the number reaches `wanted`, and how many are above it;
+// *result, in shared memory, stays as it is where it never does.
 template <uint32_t kBlock>
-__device__ Search narrowed(const Search& search, const uint32_t* histogram, BlockScratch* scratch, Narrowed* result) {
+__device__ Narrowed bin_with(uint32_t wanted, const uint32_t* histogram, BlockScratch* scratch, Narrowed* result) {
   constexpr uint32_t kEach = kBins / kBlock;
   // The first thread has the uppermost bins.
   const uint32_t first = kBins - (threadIdx.x + 1) * kEach;
+  uint32_t counts[kEach];
   uint32_t own = 0;
-  for (uint32_t b = 0; b < kEach; ++b) own += histogram[first + b];
+#pragma unroll
+  for (uint32_t b = 0; b < kEach; ++b) own += counts[b] = histogram[first + b];
   uint32_t total;
   uint32_t above = sum_before<kBlock>(own, scratch, &total);
-  if (above < search.taken && search.taken <= above + own) {
-    uint32_t bin = first + kEach - 1;
-    while (above + histogram[bin] < search.taken) above += histogram[bin--];
-    *result = {bin, above};
+  if (above < wanted && wanted <= above + own) {
+#pragma unroll
+    for (uint32_t b = kEach; b-- > 0;) {
+      if (wanted > above && wanted <= above + counts[b]) *result = {first + b, above};
+      above += counts[b];
+    }
   }
   __syncthreads();
+  const Narrowed found = *result;
+  __syncthreads();
+  return found;
+}
+
+// The search among the magnitudes of the bin that the last one taken is in.
+template <uint32_t kBlock>
+__device__ Search narrowed(const Search& search, const uint32_t* histogram, BlockScratch* scratch, Narrowed* result) {
+  const Narrowed found = bin_with<kBlock>(search.taken, histogram, scratch, result);
   const uint32_t shift = search.shift();
   Search next = search;
-  next.low = search.low + static_cast<int32_t>(result->bin << shift);
+  next.low = search.low + static_cast<int32_t>(found.bin << shift);
   const int32_t high = next.low + static_cast<int32_t>((1u << shift) - 1);
   if (high < next.high) next.high = high;
-  next.taken = search.taken - result->above;
-  __syncthreads();
+  next.taken = search.taken - found.above;
   return next;
+}
+
+struct PlaceShared {
+  BlockScratch scratch;
+  Narrowed narrowed;
+  uint32_t histogram[kBins];
+  bool last;
+};
+
+// The k-th magnitude, among the members of the bin that it is in: `taken` of them are taken.
+__device__ void settle(const Batch& batch, const Slot& slot, const Narrowed& bin, PlaceShared* shared) {
+  Progress& progress = *slot.progress;
+  uint32_t own = 0;
+  for (uint32_t b = threadIdx.x; b < kBins; b += kThreads) own += slot.histogram[b];
+  const uint32_t candidates = sum_of_block<kThreads>(own, &shared->scratch);
+  const uint32_t members = *static_cast<volatile uint32_t*>(&progress.members);
+  const bool found = candidates >= slot.format.k && candidates <= slot.capacity && members <= slot.member_capacity;
+  if (threadIdx.x == 0) {
+    progress.candidates = candidates;
+    progress.outcome = found ? Outcome::found : Outcome::failed;
+  }
+  if (!found) return;
+  const uint32_t open = open_bits(progress.threshold);
+  Search search{progress.threshold + 1 + static_cast<int32_t>(bin.bin << open), kLargestFinite,
+                slot.format.k - bin.above};
+  if (bin.bin + 1 < kBins) {
+    const int32_t high = search.low + static_cast<int32_t>((1u << open) - 1);
+    if (high < search.high) search.high = high;
+  }
+  while (!search.over()) {
+    for (uint32_t b = threadIdx.x; b < kBins; b += kThreads) shared->histogram[b] = 0;
+    __syncthreads();
+    for (uint32_t first = 0; first < members; first += kThreads) {
+      const int32_t m = first + threadIdx.x < members ? slot.members[first + threadIdx.x].magnitude : -1;
+      const bool counts = search.has(m);
+      count_in(shared->histogram, counts, counts ? search.bin(m) : 0);
+    }
+    __syncthreads();
+    search = narrowed<kThreads>(search, shared->histogram, &shared->scratch, &shared->narrowed);
+  }
+  for (uint32_t i = threadIdx.x; i < members; i += kThreads) {
+    const Member member = slot.members[i];
+    if (member.magnitude < search.low) continue;
+    const bool tie = member.magnitude == search.low;
+    const uint32_t row = slot.first_row + (member.stripe - slot.first_stripe) / kRow;
+    atomicAdd(&(tie ? batch.stripe_counts.ties : batch.stripe_counts.larger)[member.stripe], 1u);
+    atomicAdd(&(tie ? batch.row_counts.ties : batch.row_counts.larger)[row], 1u);
+  }
+  if (threadIdx.x == 0) {
+    progress.smallest = search.low;
+    progress.taken = search.taken;
+  }
+}
+
+// The candidates of its stripe go to the list. How many are certain to be taken is counted at once; those that may be are
+// members.
+__device__ void place_stripe(const Batch& batch, const Slot& slot, uint32_t stripe, const Narrowed& bin,
+                             BlockScratch* scratch) {
+  const uint32_t before =
+      counted_before(batch.stripe_counts.candidates, batch.row_counts.candidates, slot, stripe, scratch);
+  uint32_t word = batch.bitmaps[uint64_t{stripe} * kStripeWords + threadIdx.x];
+  uint32_t total;
+  uint32_t to = before + sum_before<kThreads>(static_cast<uint32_t>(__popc(word)), scratch, &total);
+  const uint32_t begin = (stripe - slot.first_stripe) * kStripe + 32 * threadIdx.x;
+  const int32_t threshold = slot.progress->threshold;
+  uint32_t larger = 0;
+  for (; word != 0 && to < slot.capacity; word &= word - 1, ++to) {
+    const uint32_t i = begin + static_cast<uint32_t>(__ffs(static_cast<int>(word))) - 1;
+    const float v = accumulated(slot, i);
+    slot.candidates[to] = i;
+    slot.candidate_values[to] = v;
+    const uint32_t own = bin_of(magnitude(v), threshold);
+    larger += own > bin.bin ? 1 : 0;
+    if (own != bin.bin) continue;
+    const uint32_t place = atomicAdd(&slot.progress->members, 1u);
+    if (place < slot.member_capacity) slot.members[place] = {magnitude(v), stripe};
+  }
+  larger = sum_of_block<kThreads>(larger, scratch);
+  if (threadIdx.x == 0) {
+    batch.stripe_counts.larger[stripe] = larger;
+    if (larger > 0) atomicAdd(&batch.row_counts.larger[slot.first_row + (stripe - slot.first_stripe) / kRow], larger);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) place(Batch batch) {
+  DGC_SHARED(PlaceShared, shared);
+  const uint32_t stripe = blockIdx.x;
+  const Slot slot = batch.slots[batch.stripe_slot[stripe]];
+  const bool finite = slot.progress->nonfinite == 0;
+  if (slot.format.dense()) {
+    if (!finite) code_stripe(slot, stripe, true);
+    return;
+  }
+  if (!finite) return;
+  const bool empty = batch.stripe_counts.candidates[stripe] == 0;
+  if (threadIdx.x == 0) {
+    batch.stripe_counts.ties[stripe] = 0;
+    if (empty) batch.stripe_counts.larger[stripe] = 0;
+    // Where there are fewer candidates than k, nothing of it is used.
+    shared.narrowed = {kBins, 0};
+  }
+  Narrowed bin{kBins, 0};
+  if (!empty) {
+    bin = bin_with<kThreads>(slot.format.k, slot.histogram, &shared.scratch, &shared.narrowed);
+    place_stripe(batch, slot, stripe, bin, &shared.scratch);
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    // What this block has written is there for the last one.
+    __threadfence();
+    shared.last = atomicAdd(&slot.progress->done, 1u) + 1 == slot.stripes;
+  }
+  __syncthreads();
+  if (!shared.last) return;
+  __threadfence();
+  if (empty) bin = bin_with<kThreads>(slot.format.k, slot.histogram, &shared.scratch, &shared.narrowed);
+  settle(batch, slot, bin, &shared);
 }
 
 // Passes over everything, all blocks together, tensor by tensor.
@@ -218,15 +391,11 @@ __global__ void __launch_bounds__(kThreads) rescue(Batch batch) {
   for (uint32_t number = 0; number < batch.count; ++number) {
     const Slot& slot = batch.slots[number];
     const uint32_t n = slot.format.n;
-    const uint32_t candidates = slot.progress->candidates;
-    if (slot.format.dense() || slot.progress->nonfinite ||
-        (candidates >= slot.format.k && candidates <= slot.capacity)) {
-      continue;
-    }
+    if (slot.format.dense() || slot.progress->outcome != Outcome::failed) continue;
     Search search{0, kLargestFinite, slot.format.k};
     while (!search.over()) {
       grid_barrier();
-      for (uint32_t b = blockIdx.x * kThreads + thread; b < kBins; b += gridDim.x * kThreads) batch.histogram[b] = 0;
+      for (uint32_t b = blockIdx.x * kThreads + thread; b < kBins; b += gridDim.x * kThreads) batch.rescue_histogram[b] = 0;
       for (uint32_t b = thread; b < kBins; b += kThreads) shared.histogram[b] = 0;
       grid_barrier();
       for (uint32_t stripe = blockIdx.x; stripe < slot.stripes; stripe += gridDim.x) {
@@ -239,10 +408,10 @@ __global__ void __launch_bounds__(kThreads) rescue(Batch batch) {
       }
       __syncthreads();
       for (uint32_t b = thread; b < kBins; b += kThreads) {
-        if (shared.histogram[b]) atomicAdd(&batch.histogram[b], shared.histogram[b]);
+        if (shared.histogram[b]) atomicAdd(&batch.rescue_histogram[b], shared.histogram[b]);
       }
       grid_barrier();
-      search = narrowed<kThreads>(search, batch.histogram, &shared.scratch, &shared.narrowed);
+      search = narrowed<kThreads>(search, batch.rescue_histogram, &shared.scratch, &shared.narrowed);
     }
     for (uint32_t stripe = blockIdx.x; stripe < slot.stripes; stripe += gridDim.x) {
       uint32_t above = 0, ties = 0;
@@ -254,16 +423,16 @@ __global__ void __launch_bounds__(kThreads) rescue(Batch batch) {
       above = sum_of_block<kThreads>(above, &shared.scratch);
       ties = sum_of_block<kThreads>(ties, &shared.scratch);
       if (thread == 0) {
-        batch.counts[slot.first_stripe + stripe] = above;
-        batch.ties[slot.first_stripe + stripe] = ties;
+        batch.stripe_counts.larger[slot.first_stripe + stripe] = above;
+        batch.stripe_counts.ties[slot.first_stripe + stripe] = ties;
       }
     }
     grid_barrier();
     for (uint32_t stripe = blockIdx.x; stripe < slot.stripes; stripe += gridDim.x) {
       uint32_t above = 0, ties = 0;
       for (uint32_t s = thread; s < stripe; s += kThreads) {
-        above += batch.counts[slot.first_stripe + s];
-        ties += batch.ties[slot.first_stripe + s];
+        above += batch.stripe_counts.larger[slot.first_stripe + s];
+        ties += batch.stripe_counts.ties[slot.first_stripe + s];
       }
       above = sum_of_block<kThreads>(above, &shared.scratch);
       ties = sum_of_block<kThreads>(ties, &shared.scratch);
@@ -285,98 +454,40 @@ __global__ void __launch_bounds__(kThreads) rescue(Batch batch) {
         ties += all_ties;
       }
     }
-    if (blockIdx.x == 0 && thread == 0) slot.progress->settled = 1;
     grid_barrier();
+    if (blockIdx.x == 0 && thread == 0) slot.progress->outcome = Outcome::rescued;
   }
 }
 
-// The payload that says that a value is not finite: NaN at the first coordinates.
-__device__ void poison(const Slot& slot) {
-  const Format& format = slot.format;
-  const float nan = bits_float(0x7fc00000u);
-  if (!format.dense()) {
-    for (uint32_t j = threadIdx.x; j < format.k; j += kSelectThreads) {
-      slot.indices[j] = j;
-      slot.sent[j] = nan;
-    }
-    return;
-  }
-  const bool codes = format.values == Values::int8 || format.values == Values::int4;
-  const uint64_t header = codes ? scale_bytes(format.k) : format.value_bytes;
-  if (format.values == Values::float32 || codes) {
-    for (uint64_t j = threadIdx.x; j < header / 4; j += kSelectThreads) reinterpret_cast<float*>(slot.payload)[j] = nan;
-  } else {
-    const uint16_t half = format.values == Values::float16 ? float_to_half(nan) : float_to_bfloat16(nan);
-    for (uint64_t j = threadIdx.x; j < header / 2; j += kSelectThreads) {
-      reinterpret_cast<uint16_t*>(slot.payload)[j] = half;
-    }
-  }
-  for (uint64_t b = header + threadIdx.x; b < format.value_bytes; b += kSelectThreads) slot.payload[b] = 0;
-}
-
-// A whole tensor in one block.
-__global__ void __launch_bounds__(kSelectThreads) select(Batch batch) {
-  struct Shared {
-    uint32_t histogram[kBins];
-    BlockScratch scratch;
-    Narrowed narrowed;
-  };
-  DGC_SHARED(Shared, shared);
-  const Slot slot = batch.slots[blockIdx.x];
-  const uint32_t thread = threadIdx.x;
-  if (slot.progress->nonfinite) {
-    poison(slot);
-    return;
-  }
-  if (slot.format.dense() || slot.progress->settled) return;
-  const uint32_t count = slot.progress->candidates;
-  const float* const values = slot.candidate_values;
-  int32_t largest = 0;
-  for (uint32_t i = thread; i < count; i += kSelectThreads) {
-    const int32_t m = magnitude(values[i]);
-    largest = m > largest ? m : largest;
-  }
-  Search search{slot.progress->threshold + 1, max_of_block<kSelectThreads>(largest, &shared.scratch), slot.format.k};
-  while (!search.over()) {
-    for (uint32_t b = thread; b < kBins; b += kSelectThreads) shared.histogram[b] = 0;
-    __syncthreads();
-    for (uint32_t first = 0; first < count; first += kSelectThreads) {
-      const int32_t m = first + thread < count ? magnitude(values[first + thread]) : -1;
-      const bool counts = search.has(m);
-      count_in(shared.histogram, counts, counts ? search.bin(m) : 0);
-    }
-    __syncthreads();
-    search = narrowed<kSelectThreads>(search, shared.histogram, &shared.scratch, &shared.narrowed);
-  }
-  // Several in a row for each thread, so that there is little to add up between threads.
-  constexpr uint32_t kEach = 8;
-  uint32_t above = 0, ties = 0;
-  for (uint32_t tile = 0; tile < count; tile += kEach * kSelectThreads) {
-    const uint32_t first = tile + kEach * thread;
-    uint32_t own_above = 0, own_ties = 0;
-    for (uint32_t i = first; i < first + kEach && i < count; ++i) {
-      const int32_t m = magnitude(values[i]);
-      own_above += m > search.low ? 1 : 0;
-      own_ties += m == search.low ? 1 : 0;
-    }
-    // Both counts in one word: a tile has less than 2^16.
+__global__ void __launch_bounds__(kThreads) take(Batch batch) {
+  DGC_SHARED(BlockScratch, scratch);
+  const uint32_t stripe = blockIdx.x;
+  const Slot slot = batch.slots[batch.stripe_slot[stripe]];
+  const uint32_t count = slot.format.dense() ? 0 : batch.stripe_counts.candidates[stripe];
+  if (count == 0 || slot.progress->outcome != Outcome::found) return;
+  const Counts& stripes = batch.stripe_counts;
+  const Counts& rows = batch.row_counts;
+  const uint32_t before = counted_before(stripes.candidates, rows.candidates, slot, stripe, &scratch);
+  uint32_t larger = counted_before(stripes.larger, rows.larger, slot, stripe, &scratch);
+  uint32_t ties = counted_before(stripes.ties, rows.ties, slot, stripe, &scratch);
+  const int32_t smallest = slot.progress->smallest;
+  const uint32_t taken = slot.progress->taken;
+  for (uint32_t first = 0; first < count; first += kThreads) {
+    const uint32_t i = before + first + threadIdx.x;
+    const bool there = first + threadIdx.x < count;
+    const float v = there ? slot.candidate_values[i] : 0.0f;
+    const int32_t m = there ? magnitude(v) : -1;
+    // Both counts in one word.
     uint32_t both;
-    const uint32_t before = sum_before<kSelectThreads>(own_above << 16 | own_ties, &shared.scratch, &both);
-    uint32_t a = above + (before >> 16), t = ties + (before & 0xffffu);
-    for (uint32_t i = first; i < first + kEach && i < count; ++i) {
-      const float v = values[i];
-      const int32_t m = magnitude(v);
-      if (m < search.low) continue;
-      const bool tie = m == search.low;
-      if (!tie || t < search.taken) {
-        const uint32_t to = a + (t < search.taken ? t : search.taken);
-        slot.indices[to] = slot.candidates[i];
-        slot.sent[to] = v;
-      }
-      a += tie ? 0 : 1;
-      t += tie ? 1 : 0;
+    const uint32_t own = (m > smallest ? 1u << 16 : 0u) | (m == smallest ? 1u : 0u);
+    const uint32_t here = sum_before<kThreads>(own, &scratch, &both);
+    const uint32_t tied = ties + (here & 0xffffu);
+    if (m > smallest || (m == smallest && tied < taken)) {
+      const uint32_t to = larger + (here >> 16) + (tied < taken ? tied : taken);
+      slot.indices[to] = slot.candidates[i];
+      slot.sent[to] = v;
     }
-    above += both >> 16;
+    larger += both >> 16;
     ties += both & 0xffffu;
   }
 }
@@ -395,10 +506,10 @@ __device__ uint8_t byte_of(const uint32_t* words, uint32_t b) {
 }
 
 // The bytes of the high part in which this group's bits are, up to the first one of the next group's.
-__device__ void code_high(const Slot& slot, uint32_t group, CodeShared* shared) {
+__device__ void code_high(const Slot& slot, uint32_t group, bool poison, CodeShared* shared) {
   const Format& format = slot.format;
   const uint32_t low = format.low;
-  const auto bit_of = [&](uint32_t j) { return uint64_t{slot.indices[j] >> low} + j; };
+  const auto bit_of = [&](uint32_t j) { return uint64_t{(poison ? j : slot.indices[j]) >> low} + j; };
   const uint32_t begin = group * kGroup;
   const uint32_t end = begin + kGroup < format.k ? begin + kGroup : format.k;
   const uint64_t from = group == 0 ? 0 : bit_of(begin) / 8;
@@ -430,14 +541,14 @@ __device__ void code_high(const Slot& slot, uint32_t group, CodeShared* shared) 
 }
 
 // The low bits of this group's indices are whole bytes, since a group has a multiple of 8.
-__device__ void code_low(const Slot& slot, uint32_t group, CodeShared* shared) {
+__device__ void code_low(const Slot& slot, uint32_t group, uint32_t index, CodeShared* shared) {
   const Format& format = slot.format;
   const uint32_t low = format.low;
   const uint32_t j = group * kGroup + threadIdx.x;
   shared->low[threadIdx.x] = 0;
   __syncthreads();
   if (j < format.k && low > 0) {
-    const uint64_t bits = low < 32 ? slot.indices[j] & ((1u << low) - 1) : slot.indices[j];
+    const uint64_t bits = low < 32 ? index & ((1u << low) - 1) : index;
     const uint32_t at = threadIdx.x * low;
     const uint64_t shifted = bits << at % 32;
     atomicOr(&shared->low[at / 32], static_cast<uint32_t>(shifted));
@@ -457,22 +568,27 @@ __global__ void __launch_bounds__(kGroup) code(Batch batch) {
   const uint32_t group = blockIdx.x - slot.first_group;
   const uint32_t j = group * kGroup + threadIdx.x;
   const bool there = j < slot.format.k;
-  const float sent = code_value(slot.format, slot.payload, group, there ? slot.sent[j] : 0.0f, &shared.scratch);
+  // NaN at the first coordinates says that a value is not finite.
+  const bool poison = slot.progress->nonfinite != 0;
+  const float value = !there ? 0.0f : poison ? quiet_nan() : slot.sent[j];
+  const uint32_t index = !there || poison ? j : slot.indices[j];
+  const float sent = code_value(slot.format, slot.payload, group, value, &shared.scratch);
   if (there) slot.sent[j] = sent;
+  if (there && poison) slot.indices[j] = j;
   const uint32_t nonzero = sum_of_block<kGroup>(there && sent != 0.0f ? 1 : 0, &shared.scratch);
   if (threadIdx.x == 0) atomicAdd(&slot.progress->nonzero, nonzero);
-  code_low(slot, group, &shared);
-  if (slot.format.elias_fano) code_high(slot, group, &shared);
+  code_low(slot, group, index, &shared);
+  if (slot.format.elias_fano) code_high(slot, group, poison, &shared);
 }
 
 }  // namespace
 
 void propose(const Batch& batch, void* stream) {
-  launch("sample", sample, batch.count, kSelectThreads, stream, batch);
+  launch("sample", sample, batch.count, kSampleThreads, stream, batch);
   launch("collect", collect, batch.stripes, kThreads, stream, batch);
   launch("place", place, batch.stripes, kThreads, stream, batch);
   launch_together("rescue", rescue, batch.stripes, kThreads, stream, batch);
-  launch("select", select, batch.count, kSelectThreads, stream, batch);
+  launch("take", take, batch.stripes, kThreads, stream, batch);
   launch("code", code, batch.groups, kGroup, stream, batch);
 }
 

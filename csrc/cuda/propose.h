@@ -2,10 +2,11 @@
 // of them writes to the arrays of the step.
 //
 //   sample   a threshold for each tensor, from a sample of its v'
-//   collect  reads everything: which coordinates exceed the threshold; dense layouts are coded here
-//   place    the list of these candidates, in order
-//   rescue   where they were fewer than k, or too many for the list: the k largest in passes over everything
-//   select   the k largest of the candidates, ties going to the lower index
+//   collect  reads everything: which coordinates exceed the threshold, and a histogram of their magnitudes; dense
+//            layouts are coded here
+//   place    the list of these candidates, in order; the last block of a tensor finds the k-th magnitude
+//   rescue   where candidates were fewer than k, or too many: the k largest in passes over everything
+//   take     the k largest of the candidates, in order, ties going to the lower index
 //   code     the payloads
 #pragma once
 

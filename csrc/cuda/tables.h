@@ -10,7 +10,7 @@
 namespace dgc::cuda {
 
 constexpr uint32_t kThreads = 256;        // of a block, unless said otherwise
-constexpr uint32_t kSelectThreads = 1024; // of a block that has a whole tensor to itself
+constexpr uint32_t kSampleThreads = 1024; // of a block that samples a whole tensor
 constexpr uint32_t kStripe = 8192;        // elements that one block goes through
 constexpr uint32_t kStripeWords = kStripe / 32;
 constexpr uint32_t kRow = 64;             // stripes that are counted together
@@ -18,7 +18,8 @@ constexpr uint32_t kGroup = kChunk;       // coordinates that are coded together
 constexpr uint32_t kRange = 1u << 15;     // coordinates that payloads are added to by one block
 constexpr uint32_t kBins = 2048;          // of a histogram
 constexpr int32_t kNoThreshold = -1;      // that every magnitude exceeds
-constexpr uint32_t kMostSampled = 32 * kSelectThreads;
+constexpr uint32_t kMostSampled = 16 * kSampleThreads;
+constexpr uint32_t kSegment = 4 * kThreads;  // bytes of a payload's high part that are decoded by one block
 
 enum class Values : uint8_t { float32, float16, bfloat16, int8, int4 };
 
@@ -38,13 +39,29 @@ struct Format {
   DGC_HOST_DEVICE uint64_t nbytes() const { return value_bytes + low_bytes + high_bytes; }
 };
 
+enum class Outcome : uint32_t {
+  unknown,
+  found,   // `smallest` and `taken` say which candidates are taken
+  failed,  // too few candidates, or more than there is room for
+  rescued, // indices and values have been written all the same
+};
+
 // How far the selection of one tensor has come.
 struct Progress {
   int32_t threshold;    // a magnitude (half.h)
   uint32_t candidates;  // coordinates above it
   uint32_t nonfinite;   // 1: some v' is not finite
   uint32_t nonzero;     // coordinates sent with a value other than 0, of a layout that is not dense
-  uint32_t settled;     // 1: the coordinates have been found in another way
+  uint32_t members;     // candidates in the bin of the histogram that the last one taken is in
+  uint32_t done;        // stripes that have been placed
+  int32_t smallest;     // magnitude of the last one taken
+  uint32_t taken;       // coordinates of that magnitude that are taken, those with the lowest indices
+  Outcome outcome;
+};
+
+struct Member {
+  int32_t magnitude;
+  uint32_t stripe;
 };
 
 // One tensor of a batch.
@@ -59,11 +76,13 @@ struct Slot {
   Scalar grad_type;
   Scalar weights_type;
   bool aligned;    // whether four elements at a time can be read
+  bool plain;      // aligned, all of them float32, with a residual
   bool mask;       // clear the velocity where something is sent
   bool zero_grad;  // leave the gradient zeroed when committing
   uint32_t sampled;
   uint32_t rank;      // in the sample, of the magnitude that becomes the threshold; 0: everything exceeds it
-  uint32_t capacity;  // of the list of candidates
+  uint32_t capacity;         // of the list of candidates
+  uint32_t member_capacity;  // of the list of members
   uint32_t first_stripe;
   uint32_t stripes;
   uint32_t first_row;
@@ -72,8 +91,17 @@ struct Slot {
   uint8_t* payload;
   uint32_t* indices;             // k, ascending; null if dense
   float* sent;                   // k: what decoding adds there; null if dense
+  uint32_t* histogram;           // kBins: candidates by magnitude; null if dense
   uint32_t* candidates;          // capacity, ascending
   float* candidate_values;       // capacity
+  Member* members;               // member_capacity, in any order
+};
+
+// For each stripe, or for each row of stripes.
+struct Counts {
+  uint32_t* candidates;
+  uint32_t* larger;  // coordinates larger than the last one taken
+  uint32_t* ties;    // coordinates of its magnitude
 };
 
 // A batch of tensors.
@@ -84,11 +112,10 @@ struct Batch {
   uint32_t count;
   uint32_t stripes;
   uint32_t groups;
-  uint32_t* bitmaps;    // kStripeWords for each stripe: the candidates in it
-  uint32_t* counts;     // for each stripe: candidates
-  uint32_t* ties;       // for each stripe: candidates of the smallest magnitude that is taken
-  uint32_t* rows;       // for each row: candidates
-  uint32_t* histogram;  // kBins
+  uint32_t* bitmaps;  // kStripeWords for each stripe: the candidates in it
+  Counts stripe_counts;
+  Counts row_counts;
+  uint32_t* rescue_histogram;  // kBins
 };
 
 // The payloads of one tensor that have arrived, and what they are added to.
@@ -100,15 +127,16 @@ struct Sum {
   float scale;
   uint32_t* indices;  // k for each payload: room for the decoded ones
   uint32_t first_block;
-  uint32_t first_payload;
+  uint32_t first_segment;
+  uint32_t segments;  // of each payload
 };
 
 struct Sums {
   const Sum* sums;
   const uint32_t* block_sum;    // which sum a block of additions belongs to
-  const uint32_t* payload_sum;  // which sum a payload belongs to
+  const uint32_t* segment_sum;  // which sum a segment of a payload belongs to
   uint32_t blocks;
-  uint32_t payloads;
+  uint32_t segments;
   uint32_t* malformed;  // 1 + number of a malformed payload's sum, if there is one
 };
 

@@ -178,6 +178,8 @@ using dgc::emulation::threadIdx;
 
 inline void __syncthreads() { dgc::emulation::wait(&dgc::emulation::block().all); }
 
+inline void __threadfence() {}
+
 inline uint32_t lane_of_thread() { return threadIdx.x % 32; }
 
 template <class T>

@@ -93,15 +93,15 @@ void check_batch(std::vector<Tensor> tensors, bool mask = true, bool zero_grad =
     ASSERT_EQ(builder.payload_nbytes(i), p.payload.size()) << what;
     ASSERT_EQ(layout.check(payload), "") << what;
     EXPECT_TRUE(std::equal(p.payload.begin(), p.payload.end(), payload)) << what;
-    const Progress& progress = *batch.slots[i].progress;
-    EXPECT_EQ(progress.nonfinite == 0, p.finite) << what;
+    const Progress& seen = *batch.slots[i].progress;
+    EXPECT_EQ(seen.nonfinite == 0, p.finite) << what;
     all_finite = all_finite && p.finite;
     if (!layout.dense()) {
       const std::vector<float> sent(batch.slots[i].sent, batch.slots[i].sent + layout.k());
       if (p.finite) expect_same(sent, std::vector<float>(p.sent.begin(), p.sent.end()), what);
       size_t nonzero = 0;
       for (const float x : sent) nonzero += x != 0.0f ? 1 : 0;
-      EXPECT_EQ(progress.nonzero, nonzero) << what;
+      EXPECT_EQ(seen.nonzero, nonzero) << what;
     }
     expect_same(tensors[i].residual, expected[i].residual, what + ": propose must not write");
   }

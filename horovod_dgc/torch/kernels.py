@@ -22,7 +22,7 @@ except ImportError:
 
 DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 # int32 fields of csrc/cuda/tables.h's Progress.
-PROGRESS_FIELDS, NONFINITE, NONZERO = 5, 2, 3
+PROGRESS_FIELDS, NONFINITE, NONZERO = 9, 2, 3
 
 
 class DeviceProposals:
@@ -40,19 +40,20 @@ class DeviceProposals:
     def __init__(self, every: Sequence[Inputs], device: torch.device) -> None:
         self.batch = _cuda.Batch()
         for inputs in every:
-            weights = inputs.weights
+            plan, grad, weights = inputs.plan, inputs.grad, inputs.weights
+            # By position: names would take as long as all the rest.
             self.batch.add(
-                _layout(inputs.plan.codec),
+                _layout(plan.codec),
                 inputs.update,
-                grad=inputs.grad.data_ptr(),
-                dtype=DTYPES[inputs.grad.dtype],
-                residual=_address(inputs.residual),
-                velocity=_address(inputs.velocity),
-                weights=_address(weights),
-                weights_dtype="float32" if weights is None else DTYPES[weights.dtype],
-                mask=inputs.plan.masking,
-                zero_grad=inputs.zero_grad,
-                sample_ratio=inputs.plan.sample_ratio,
+                grad.data_ptr(),
+                DTYPES[grad.dtype],
+                _address(inputs.residual),
+                _address(inputs.velocity),
+                _address(weights),
+                "float32" if weights is None else DTYPES[weights.dtype],
+                plan.masking,
+                inputs.zero_grad,
+                plan.sample_ratio,
             )
         self.progress = torch.empty(len(every), PROGRESS_FIELDS, dtype=torch.int32, device=device)
         self.payloads = _bytes(self.batch.payload_bytes, device)
@@ -115,8 +116,7 @@ class DeviceProposal:
     @property
     def payload(self) -> torch.Tensor:
         batch = self.all.batch
-        offset = batch.payload_offset(self.number)
-        return self.all.payloads[offset : offset + batch.payload_nbytes(self.number)]
+        return self.all.payloads.narrow(0, batch.payload_offset(self.number), batch.payload_nbytes(self.number))
 
 
 class CudaBackend(TorchBackend):
@@ -128,7 +128,7 @@ class CudaBackend(TorchBackend):
         self._malformed: torch.Tensor | None = None
 
     def knows(self, codec: _core.Codec) -> bool:
-        return super().knows(codec) and has_kernels_for(codec)
+        return has_kernels_for(codec)
 
     def sum_squares(self, grads: Sequence[torch.Tensor]) -> list[float]:
         squares = _cuda.Squares()
@@ -166,8 +166,11 @@ class CudaBackend(TorchBackend):
         batch.batch.scatter_sent(proposal.number, batch.table.data_ptr(), out.data_ptr(), self._stream())
 
     def decode_add(self, additions: Sequence[Addition]) -> None:
-        known = [addition for addition in additions if self.knows(addition.inputs.plan.codec)]
-        super().decode_add([addition for addition in additions if not self.knows(addition.inputs.plan.codec)])
+        known: list[Addition] = []
+        others: list[Addition] = []
+        for addition in additions:
+            (known if self.knows(addition.inputs.plan.codec) else others).append(addition)
+        super().decode_add(others)
         if not known:
             return
         sums = _cuda.Sums()
@@ -183,6 +186,8 @@ class CudaBackend(TorchBackend):
             sums.run(table.data_ptr(), self._malformed.data_ptr(), self._stream())
 
     def finish(self, reductions: Sequence[Reduction]) -> list[torch.Tensor]:
+        if not reductions:
+            return []
         work = _cuda.Reduced()
         # What is read must live until the kernel has been launched.
         values = on_device([reduction.values for reduction in reductions], self.device)
@@ -219,7 +224,7 @@ class CudaBackend(TorchBackend):
 
 @functools.cache
 def has_kernels_for(codec: _core.Codec) -> bool:
-    return codec.layout is not None and _cuda.has_format(codec.layout)
+    return codec.layout is not None and not codec.votes and _cuda.has_format(codec.layout)
 
 
 @functools.cache
@@ -263,6 +268,7 @@ def _once(tensor: torch.Tensor) -> Callable[[], list[int]]:
     return functools.cache(lambda: tensor.tolist())
 
 
+@functools.cache
 def _layout(codec: _core.Codec) -> _core.Layout:
     assert codec.layout is not None
     return codec.layout

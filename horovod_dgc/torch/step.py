@@ -92,6 +92,7 @@ class Step:
         self._pending: list[NodeExchange] = []
         # Those that wait to be started together, with where on the device their gradients were made.
         self._waiting: dict[Backend, list[tuple[Exchange | NodeExchange, Any]]] = {}
+        self._waiting_numel = 0
         # Those that will be finished together, and what has been proposed of them.
         self._companies: dict[Backend, list[Exchange]] = {}
         self._proposals: list[Proposals] = []
@@ -230,7 +231,8 @@ class Step:
         backend = exchange.backend
         waiting = self._waiting.setdefault(backend, [])
         waiting.append((exchange, backend.here()))
-        if sum(e.codec.n for e, _ in waiting) >= COMPANY_NUMEL:
+        self._waiting_numel += exchange.codec.n
+        if self._waiting_numel >= COMPANY_NUMEL:
             self._launch_waiting()
 
     def _launch_waiting(self) -> None:
@@ -238,6 +240,7 @@ class Step:
             backend.follow([place for _, place in waiting])
             self.launch([exchange for exchange, _ in waiting], 1.0 / self.loss_scale, carried=False)
         self._waiting = {}
+        self._waiting_numel = 0
 
     def count_nonzero(self, proposal: Any, plan: Plan, counts: Sequence[TensorStats]) -> None:
         """Count the coordinates that are sent with a value other than 0, now or when that is known."""

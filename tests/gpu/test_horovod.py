@@ -11,7 +11,7 @@ from outcomes import grid, outcome
 
 FOLDER = Path(__file__).parents[1] / "distributed"
 MODULES = ("device", "invariants", "dense", "precision")
-SECONDS = 300
+SECONDS = 150
 # What NCCL needs to find ranks of one machine that claim to be on several.
 NCCL = (("NCCL_SOCKET_IFNAME", "lo"), ("NCCL_IB_DISABLE", "1"))
 

@@ -50,7 +50,7 @@ class Tensors:
         made = [torch.randn(plan.numel, generator=generator) for _ in FIELDS]
         self.host = dict(zip(FIELDS, made))
         if grad is not None:
-            self.host["grad"] = grad
+            self.host["grad"] = grad.clone()
         for name in ("grad", "weights"):
             self.host[name] = self.host[name].to(dtype)
         self.device = {name: tensor.to(device) for name, tensor in self.host.items()}
