@@ -51,7 +51,10 @@ def find_nvcc() -> "str | None":
 def nvcc_says(nvcc: str, *options: str) -> str:
     result = subprocess.run([nvcc, *options], capture_output=True, text=True)
     if result.returncode:
-        raise SystemExit(f"{nvcc} {' '.join(options)} failed:\n{result.stdout}{result.stderr}")
+        raise SystemExit(
+            f"{nvcc} {' '.join(options)} failed; HOROVOD_DGC_WITH_CUDA=0 leaves the CUDA kernels out:\n"
+            f"{result.stdout}{result.stderr}"
+        )
     return result.stdout + result.stderr
 
 

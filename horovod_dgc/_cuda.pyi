@@ -29,7 +29,6 @@ class Batch:
         weights_dtype: str = "float32",
         mask: bool = True,
         zero_grad: bool = False,
-        sample_ratio: float = 0.01,
     ) -> int:
         """Arrays of layout.n elements; returns the tensor's number. dtypes: float32, float16 or bfloat16.
 

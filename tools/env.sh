@@ -200,6 +200,7 @@ $report"
 is_built() {
   "$venv/bin/python" -P -c 'import pathlib, horovod_dgc._core
 assert list(pathlib.Path(horovod_dgc.__file__).parent.glob("tensorflow/_operations.*.so"))'
+  [[ -n $name ]] || "$venv/bin/python" -P -c 'import horovod_dgc._cuda'
 }
 
 install_package() {
@@ -209,9 +210,10 @@ install_package() {
   digest=$(find "${sources[@]}" -type f -not -path 'csrc/tests/*' -not -name '*.so' -not -name '*.pyc' -print0 |
     sort -z | xargs -0 sha256sum | cat "$packages_stamp" - | sha256sum)
   [[ $digest == "$(cat "$package_stamp" 2>/dev/null)" ]] && is_built 2>/dev/null && return
-  say "building the C++ core and the TensorFlow operations, and installing horovod_dgc into $venv"
+  say "building the C++ core, the CUDA kernels and the TensorFlow operations, and installing horovod_dgc into $venv"
   rm -f "$package_stamp"
-  export HOROVOD_DGC_WITH_TENSORFLOW=1
+  # The second environment is there for TensorFlow.
+  export HOROVOD_DGC_WITH_TENSORFLOW=1 HOROVOD_DGC_WITH_CUDA=$([[ -n $name ]] && echo 0 || echo 1)
   if [[ -z $name ]]; then
     quiet_pip install --no-deps --no-build-isolation --editable .
   else

@@ -13,7 +13,7 @@ trap 'rm -rf "$folder"' EXIT
 for python in "$@"; do
   rm -rf "$folder/venv"
   "$python" -m venv "$folder/venv"
-  HOROVOD_DGC_WITH_TENSORFLOW=0 "$folder/venv/bin/python" -m pip install -qq "$root[plan]" pytest hypothesis safetensors
+  HOROVOD_DGC_WITH_TENSORFLOW=0 HOROVOD_DGC_WITH_CUDA=0 "$folder/venv/bin/python" -m pip install -qq "$root[plan]" pytest hypothesis safetensors
   "$folder/venv/bin/python" -c 'import sys, numpy; print("Python", sys.version.split()[0], "NumPy", numpy.__version__)'
   # From elsewhere: in the tree, Python would import the tree's package instead.
   (cd "$folder" && venv/bin/pytest -c "$root/pyproject.toml" -q -p no:cacheprovider "${tests[@]}" 2>&1 | tail -n 3)

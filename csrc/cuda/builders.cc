@@ -15,6 +15,8 @@ namespace dgc::cuda {
 namespace {
 
 constexpr size_t kAligned = 16;
+// Of fewer elements, all are candidates.
+constexpr size_t kLeastSampledOf = 128;
 constexpr uint32_t kLeastMembers = 1u << 13;
 constexpr size_t kMostElements = std::numeric_limits<int32_t>::max();
 
@@ -104,8 +106,7 @@ Format format_of(const Layout& layout) {
   return format;
 }
 
-size_t BatchBuilder::add(const Layout& layout, const Update& update, const Arrays& arrays, bool mask, bool zero_grad,
-                         double sample_ratio) {
+size_t BatchBuilder::add(const Layout& layout, const Update& update, const Arrays& arrays, bool mask, bool zero_grad) {
   Slot slot{};
   slot.format = format_of(layout);
   slot.coefficients = Coefficients(update);
@@ -130,16 +131,18 @@ size_t BatchBuilder::add(const Layout& layout, const Update& update, const Array
   const size_t n = layout.n(), k = layout.k();
   slot.first_stripe = static_cast<uint32_t>(stripe_slot_.size());
   slot.stripes = pieces(n, kStripe);
-  slot.first_row = static_cast<uint32_t>(rows_);
+  slot.first_row = static_cast<uint32_t>(row_slot_.size());
   slot.first_group = static_cast<uint32_t>(group_slot_.size());
   stripe_slot_.resize(stripe_slot_.size() + slot.stripes, static_cast<uint32_t>(number));
-  rows_ += pieces(slot.stripes, kRow);
+  slot.rows = pieces(slot.stripes, kRow);
+  row_slot_.resize(row_slot_.size() + slot.rows, static_cast<uint32_t>(number));
   payload_offsets_.push_back(payload_bytes_);
   payload_bytes_ += aligned(layout.nbytes());
   kept_offsets_.push_back(kept_bytes_);
   if (!layout.dense()) {
     group_slot_.resize(group_slot_.size() + pieces(k, kGroup), static_cast<uint32_t>(number));
-    const size_t sampled = std::min<size_t>(sample_size(n, sample_ratio), kMostSampled);
+    // All that the threads of a block have time for: many read at once.
+    const size_t sampled = n < kLeastSampledOf ? 0 : std::min<size_t>(n, kMostSampled) / 32 * 32;
     const size_t rank = sampled > 0 ? sample_rank(sampled, n, k) : 0;
     slot.sampled = static_cast<uint32_t>(sampled);
     slot.rank = rank < sampled ? static_cast<uint32_t>(rank) : 0;
@@ -167,12 +170,12 @@ uint32_t BatchBuilder::groups(size_t number) const {
 
 size_t BatchBuilder::scratch_bytes() const {
   const size_t stripes = stripe_slot_.size();
-  return 4 * (3 * aligned(rows_) + 3 * aligned(stripes) + kBins * (1 + sparse_) + kStripeWords * stripes +
+  return 4 * (kAligned + 3 * aligned(row_slot_.size()) + 3 * aligned(stripes) + kBins * (1 + sparse_) + kStripeWords * stripes +
               2 * aligned(candidates_)) +
          members_ * sizeof(Member);
 }
 
-size_t BatchBuilder::table_bytes() const { return written_bytes(slots_, stripe_slot_, group_slot_); }
+size_t BatchBuilder::table_bytes() const { return written_bytes(slots_, stripe_slot_, row_slot_, group_slot_); }
 
 void BatchBuilder::write(Address table, Address payloads, Address kept, Address progress, Address scratch,
                          uint8_t* host) const {
@@ -198,6 +201,7 @@ void BatchBuilder::write(Address table, Address payloads, Address kept, Address 
   Writer writer(host);
   writer.put(slots);
   writer.put(stripe_slot_);
+  writer.put(row_slot_);
   writer.put(group_slot_);
 }
 
@@ -206,14 +210,17 @@ Batch BatchBuilder::batch(Address table, Address scratch) const {
   Batch batch{};
   batch.slots = pointer<const Slot>(table);
   batch.stripe_slot = after(table, slots_);
-  batch.group_slot = after(table, slots_, stripe_slot_);
+  batch.row_slot = after(table, slots_, stripe_slot_);
+  batch.group_slot = after(table, slots_, stripe_slot_, row_slot_);
   batch.count = static_cast<uint32_t>(slots_.size());
   batch.stripes = static_cast<uint32_t>(stripes);
+  batch.rows = static_cast<uint32_t>(row_slot_.size());
   batch.groups = static_cast<uint32_t>(group_slot_.size());
   uint32_t* next = pointer<uint32_t>(scratch);
   const auto part = [&next](size_t count) { return std::exchange(next, next + count); };
   batch.rescue_histogram = part(kBins);
-  for (auto [counts, count] : {std::pair(&batch.row_counts, rows_), std::pair(&batch.stripe_counts, stripes)}) {
+  batch.failures = part(kAligned);
+  for (auto [counts, count] : {std::pair(&batch.row_counts, row_slot_.size()), std::pair(&batch.stripe_counts, stripes)}) {
     counts->candidates = part(aligned(count));
     counts->larger = part(aligned(count));
     counts->ties = part(aligned(count));

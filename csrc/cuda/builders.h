@@ -25,9 +25,8 @@ Format format_of(const Layout& layout);
 // A step of several tensors: a Batch.
 class BatchBuilder {
  public:
-  // arrays: of device memory. Returns the tensor's number. mask, zero_grad, sample_ratio: as in Options (proposal.h).
-  size_t add(const Layout& layout, const Update& update, const Arrays& arrays, bool mask, bool zero_grad,
-             double sample_ratio);
+  // arrays: of device memory. Returns the tensor's number. mask, zero_grad: as in Options (proposal.h).
+  size_t add(const Layout& layout, const Update& update, const Arrays& arrays, bool mask, bool zero_grad);
 
   size_t count() const { return slots_.size(); }
 
@@ -56,7 +55,6 @@ class BatchBuilder {
   uint32_t groups(size_t number) const;
 
  private:
-  size_t rows_ = 0;
   size_t payload_bytes_ = 0;
   size_t kept_bytes_ = 0;
   size_t candidates_ = 0;
@@ -66,6 +64,7 @@ class BatchBuilder {
   std::vector<size_t> payload_offsets_;
   std::vector<size_t> kept_offsets_;
   std::vector<uint32_t> stripe_slot_;
+  std::vector<uint32_t> row_slot_;
   std::vector<uint32_t> group_slot_;
 };
 

@@ -13,74 +13,83 @@ constexpr int32_t kLargestFinite = kInfinityBits - 1;
 
 __device__ float quiet_nan() { return bits_float(0x7fc00000u); }
 
-// Magnitudes of v' at this thread's places in the sample, -1 where it has none. All are read before one is used.
+// Magnitudes of v' at this thread's places in the sample, -1 where it has none.
 template <Memory kMemory>
 __device__ void read_sample(const Slot& slot, int32_t (&sampled)[kSampledEach]) {
   // Run r begins at line floor(r * lines / runs), without a product that has more than 32 bits.
   const uint32_t runs = slot.sampled / kSampleRun;
   const uint32_t distance = slot.format.n / kSampleRun / runs;
   const uint32_t rest = slot.format.n / kSampleRun % runs;
-  float grad[kSampledEach], weights[kSampledEach], velocity[kSampledEach], residual[kSampledEach];
+  // So many are read before one is used.
+  constexpr uint32_t kAtOnce = 8;
 #pragma unroll
-  for (uint32_t s = 0; s < kSampledEach; ++s) {
-    const uint32_t number = s * kSampleThreads + threadIdx.x;
-    grad[s] = weights[s] = velocity[s] = residual[s] = 0.0f;
-    if (number < slot.sampled) {
-      const uint32_t run = number / kSampleRun;
-      const uint32_t i = (run * distance + run * rest / runs) * kSampleRun + number % kSampleRun;
-      grad[s] = element(slot.grad, slot.grad_type, i);
-      if (slot.weights) weights[s] = element(slot.weights, slot.weights_type, i);
-      if (kMemory != Memory::plain) velocity[s] = slot.velocity[i];
-      if (slot.residual) residual[s] = slot.residual[i];
+  for (uint32_t first = 0; first < kSampledEach; first += kAtOnce) {
+    float grad[kAtOnce], weights[kAtOnce], velocity[kAtOnce], residual[kAtOnce];
+#pragma unroll
+    for (uint32_t s = 0; s < kAtOnce; ++s) {
+      const uint32_t number = (first + s) * kSampleThreads + threadIdx.x;
+      grad[s] = weights[s] = velocity[s] = residual[s] = 0.0f;
+      if (number < slot.sampled) {
+        const uint32_t run = number / kSampleRun;
+        const uint32_t i = (run * distance + run * rest / runs) * kSampleRun + number % kSampleRun;
+        grad[s] = element(slot.grad, slot.grad_type, i);
+        if (slot.weights) weights[s] = element(slot.weights, slot.weights_type, i);
+        if (kMemory != Memory::plain) velocity[s] = slot.velocity[i];
+        if (slot.residual) residual[s] = slot.residual[i];
+      }
     }
-  }
 #pragma unroll
-  for (uint32_t s = 0; s < kSampledEach; ++s) {
-    const float v = next<kMemory>(slot.coefficients, slot.weights != nullptr, grad[s], weights[s], &velocity[s],
-                                  residual[s]);
-    sampled[s] = s * kSampleThreads + threadIdx.x < slot.sampled ? magnitude(v) : -1;
+    for (uint32_t s = 0; s < kAtOnce; ++s) {
+      const float v = next<kMemory>(slot.coefficients, slot.weights != nullptr, grad[s], weights[s], &velocity[s],
+                                    residual[s]);
+      sampled[first + s] = (first + s) * kSampleThreads + threadIdx.x < slot.sampled ? magnitude(v) : -1;
+    }
   }
 }
 
-// A magnitude that at least slot.rank elements of the sample exceed, and hardly more.
+// A magnitude that at least slot.rank elements of the sample exceed, and hardly more. Each round tries three magnitudes
+// and leaves a quarter of the range.
 template <Memory kMemory>
 __device__ int32_t guess(const Slot& slot) {
   struct Shared {
-    uint32_t larger[3];
+    uint32_t larger[3][3];
   };
   DGC_SHARED(Shared, shared);
   int32_t sampled[kSampledEach];
   read_sample<kMemory>(slot, sampled);
-  if (threadIdx.x < 3) shared.larger[threadIdx.x] = 0;
+  if (threadIdx.x < 9) shared.larger[threadIdx.x / 3][threadIdx.x % 3] = 0;
   __syncthreads();
-  // At least `rank` exceed `threshold`, fewer exceed `above`. Seven bits of the mantissa will do for a guess.
-  int32_t threshold = kNoThreshold;
-  int32_t above = 0x7fffffff;
-  for (uint32_t round = 0;; ++round) {
-    const uint32_t apart = static_cast<uint32_t>(above) - static_cast<uint32_t>(threshold);
-    if (apart <= 1u << 16) return threshold;
-    const int32_t middle = static_cast<int32_t>(static_cast<uint32_t>(threshold) + apart / 2);
-    uint32_t larger = 0;
+  // At least `rank` exceed `threshold`, fewer exceed threshold + apart. Seven bits of the mantissa will do for a guess.
+  uint32_t threshold = static_cast<uint32_t>(kNoThreshold);
+  uint32_t apart = 1u << 31;
+  for (uint32_t round = 0; apart > 1u << 16; ++round) {
+    apart /= 4;
+    uint32_t larger[3] = {0, 0, 0};
 #pragma unroll
-    for (uint32_t s = 0; s < kSampledEach; ++s) larger += sampled[s] > middle ? 1 : 0;
-    for (uint32_t step = kWarp / 2; step > 0; step /= 2) larger += __shfl_xor_sync(kAllLanes, larger, step);
-    if (threadIdx.x % kWarp == 0) atomicAdd(&shared.larger[round % 3], larger);
-    // Nobody counts in the next one yet, and all have seen what it held two rounds ago.
-    if (threadIdx.x == 0) shared.larger[(round + 1) % 3] = 0;
-    __syncthreads();
-    if (shared.larger[round % 3] >= slot.rank) {
-      threshold = middle;
-    } else {
-      above = middle;
+    for (uint32_t s = 0; s < kSampledEach; ++s) {
+#pragma unroll
+      for (uint32_t t = 0; t < 3; ++t) larger[t] += sampled[s] > static_cast<int32_t>(threshold + (t + 1) * apart) ? 1 : 0;
     }
+#pragma unroll
+    for (uint32_t t = 0; t < 3; ++t) {
+      const uint32_t of_warp = sum_of_lanes(larger[t]);
+      if (lane() == 0) atomicAdd(&shared.larger[round % 3][t], of_warp);
+      // Nobody counts in the next ones yet, and all have seen what they held two rounds ago.
+      if (threadIdx.x == 0) shared.larger[(round + 1) % 3][t] = 0;
+    }
+    __syncthreads();
+    uint32_t steps = 0;
+#pragma unroll
+    for (uint32_t t = 0; t < 3; ++t) steps += shared.larger[round % 3][t] >= slot.rank ? 1 : 0;
+    threshold += steps * apart;
   }
+  return static_cast<int32_t>(threshold);
 }
 
 __global__ void __launch_bounds__(kSampleThreads) sample(Batch batch) {
   const Slot slot = batch.slots[blockIdx.x];
   const uint32_t thread = threadIdx.x;
-  const uint32_t rows = (slot.stripes + kRow - 1) / kRow;
-  for (uint32_t row = slot.first_row + thread; row < slot.first_row + rows; row += kSampleThreads) {
+  for (uint32_t row = slot.first_row + thread; row < slot.first_row + slot.rows; row += kSampleThreads) {
     batch.row_counts.candidates[row] = batch.row_counts.larger[row] = batch.row_counts.ties[row] = 0;
   }
   if (slot.histogram) {
@@ -97,15 +106,16 @@ __global__ void __launch_bounds__(kSampleThreads) sample(Batch batch) {
     }
   }
   if (thread == 0) {
+    if (blockIdx.x == 0) *batch.failures = 0;
     Progress progress{};
     progress.threshold = threshold < kLargestFinite ? threshold : kLargestFinite;
     *slot.progress = progress;
   }
 }
 
-// Bits of a candidate's distance from the threshold that the histogram leaves open: it has 512 bins for every doubling,
-// and all beyond the fourth in the last one, or, where everything is a candidate, 8 for every doubling there is.
-__device__ uint32_t open_bits(int32_t threshold) { return threshold == kNoThreshold ? 20 : 14; }
+// Bits of a candidate's distance from the threshold that the histogram leaves open: it has 1024 bins for every doubling,
+// and all beyond the second in the last one, or, where everything is a candidate, 8 for every doubling there is.
+__device__ uint32_t open_bits(int32_t threshold) { return threshold == kNoThreshold ? 20 : 13; }
 
 __device__ uint32_t bin_of(int32_t m, int32_t threshold) {
   const uint32_t bin = static_cast<uint32_t>(m - threshold - 1) >> open_bits(threshold);
@@ -175,18 +185,6 @@ __global__ void __launch_bounds__(kThreads) collect(Batch batch) {
   } else {
     find_candidates(batch, slot, stripe);
   }
-}
-
-// Sum over the tensor's stripes before this one, with the help of the sums of their rows.
-__device__ uint32_t counted_before(const uint32_t* stripe_counts, const uint32_t* row_counts, const Slot& slot,
-                                   uint32_t stripe, BlockScratch* scratch) {
-  const uint32_t own = stripe - slot.first_stripe;
-  const uint32_t row = own / kRow;
-  uint32_t before = 0;
-  for (uint32_t r = threadIdx.x; r < row; r += kThreads) before += row_counts[slot.first_row + r];
-  const uint32_t s = row * kRow + threadIdx.x;
-  if (s < own) before += stripe_counts[slot.first_stripe + s];
-  return sum_of_block<kThreads>(before, scratch);
 }
 
 // Magnitudes from `low` to `high` among which the smallest one that is taken is looked for, and how many of
@@ -262,26 +260,117 @@ __device__ Search narrowed(const Search& search, const uint32_t* histogram, Bloc
   return next;
 }
 
-struct PlaceShared {
+// Sums of three counts over the tensor's stripes before the one of this thread's warp.
+struct Before {
+  uint32_t candidates, larger, ties;
+};
+
+__device__ Before counted_before(const Batch& batch, const Slot& slot, uint32_t row, BlockScratch* scratch) {
+  const auto sum = [&](const uint32_t* of_rows, const uint32_t* of_stripes) {
+    uint32_t before = 0;
+    for (uint32_t r = slot.first_row + threadIdx.x; r < row; r += kThreads) before += of_rows[r];
+    before = sum_of_block<kThreads>(before, scratch);
+    const uint32_t first = slot.first_stripe + (row - slot.first_row) * kRow;
+    return before + sum_of_lanes(lane() < threadIdx.x / kWarp ? of_stripes[first + lane()] : 0);
+  };
+  Before before;
+  before.candidates = sum(batch.row_counts.candidates, batch.stripe_counts.candidates);
+  before.larger = sum(batch.row_counts.larger, batch.stripe_counts.larger);
+  before.ties = sum(batch.row_counts.ties, batch.stripe_counts.ties);
+  return before;
+}
+
+// A warp's stripe: its candidates go to the list. How many are certain to be taken is counted at once; those that may be
+// are members.
+__device__ void place_stripe(const Batch& batch, const Slot& slot, uint32_t stripe, uint32_t before, uint32_t bin) {
+  constexpr uint32_t kEach = kStripeWords / kWarp;
+  const int32_t threshold = slot.progress->threshold;
+  const uint32_t* const words = batch.bitmaps + uint64_t{stripe} * kStripeWords + kEach * lane();
+  uint32_t own[kEach];
+  uint32_t found = 0;
+#pragma unroll
+  for (uint32_t w = 0; w < kEach; ++w) {
+    own[w] = words[w];
+    found += static_cast<uint32_t>(__popc(own[w]));
+  }
+  uint32_t total;
+  uint32_t to = before + sum_of_lanes_before(found, &total);
+  const uint32_t begin = (stripe - slot.first_stripe) * kStripe + 32 * kEach * lane();
+  uint32_t larger = 0;
+#pragma unroll
+  for (uint32_t w = 0; w < kEach; ++w) {
+    for (uint32_t word = own[w]; word != 0 && to < slot.capacity; word &= word - 1, ++to) {
+      const uint32_t i = begin + 32 * w + static_cast<uint32_t>(__ffs(static_cast<int>(word))) - 1;
+      const float v = accumulated(slot, i);
+      slot.candidates[to] = i;
+      slot.candidate_values[to] = v;
+      const uint32_t its = bin_of(magnitude(v), threshold);
+      larger += its > bin ? 1 : 0;
+      if (its != bin) continue;
+      const uint32_t place = atomicAdd(&slot.progress->members, 1u);
+      if (place < slot.member_capacity) slot.members[place] = {magnitude(v), stripe};
+    }
+  }
+  larger = sum_of_lanes(larger);
+  if (lane() == 0) {
+    batch.stripe_counts.larger[stripe] = larger;
+    if (larger > 0) atomicAdd(&batch.row_counts.larger[slot.first_row + (stripe - slot.first_stripe) / kRow], larger);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) place(Batch batch) {
+  struct Shared {
+    BlockScratch scratch;
+    Narrowed narrowed;
+  };
+  DGC_SHARED(Shared, shared);
+  const uint32_t row = blockIdx.x;
+  const Slot slot = batch.slots[batch.row_slot[row]];
+  const uint32_t first = slot.first_stripe + (row - slot.first_row) * kRow;
+  const uint32_t beyond = slot.first_stripe + slot.stripes;
+  const bool finite = slot.progress->nonfinite == 0;
+  if (slot.format.dense()) {
+    for (uint32_t s = first; s < first + kRow && s < beyond && !finite; ++s) code_stripe(slot, s, true);
+    return;
+  }
+  if (!finite) return;
+  const uint32_t stripe = first + threadIdx.x / kWarp;
+  const uint32_t own = stripe < beyond ? batch.stripe_counts.candidates[stripe] : 0;
+  if (stripe < beyond && lane() == 0) {
+    batch.stripe_counts.ties[stripe] = 0;
+    if (own == 0) batch.stripe_counts.larger[stripe] = 0;
+  }
+  if (batch.row_counts.candidates[row] == 0) return;
+  // Where there are fewer candidates than k, nothing of what is found here is used.
+  if (threadIdx.x == 0) shared.narrowed = {kBins, 0};
+  const Narrowed bin = bin_with<kThreads>(slot.format.k, slot.histogram, &shared.scratch, &shared.narrowed);
+  uint32_t before = 0;
+  for (uint32_t r = slot.first_row + threadIdx.x; r < row; r += kThreads) before += batch.row_counts.candidates[r];
+  before = sum_of_block<kThreads>(before, &shared.scratch);
+  before += sum_of_lanes(lane() < threadIdx.x / kWarp ? batch.stripe_counts.candidates[first + lane()] : 0);
+  if (own > 0) place_stripe(batch, slot, stripe, before, bin.bin);
+}
+
+struct SettleShared {
   BlockScratch scratch;
   Narrowed narrowed;
   uint32_t histogram[kBins];
-  bool last;
 };
 
-// The k-th magnitude, among the members of the bin that it is in: `taken` of them are taken.
-__device__ void settle(const Batch& batch, const Slot& slot, const Narrowed& bin, PlaceShared* shared) {
+// The k-th magnitude of one tensor, among the members of the bin that it is in.
+__device__ void settle_tensor(const Batch& batch, const Slot& slot, SettleShared* shared) {
   Progress& progress = *slot.progress;
   uint32_t own = 0;
   for (uint32_t b = threadIdx.x; b < kBins; b += kThreads) own += slot.histogram[b];
   const uint32_t candidates = sum_of_block<kThreads>(own, &shared->scratch);
-  const uint32_t members = *static_cast<volatile uint32_t*>(&progress.members);
+  const uint32_t members = progress.members;
   const bool found = candidates >= slot.format.k && candidates <= slot.capacity && members <= slot.member_capacity;
   if (threadIdx.x == 0) {
-    progress.candidates = candidates;
     progress.outcome = found ? Outcome::found : Outcome::failed;
+    if (!found) atomicAdd(batch.failures, 1u);
   }
   if (!found) return;
+  const Narrowed bin = bin_with<kThreads>(slot.format.k, slot.histogram, &shared->scratch, &shared->narrowed);
   const uint32_t open = open_bits(progress.threshold);
   Search search{progress.threshold + 1 + static_cast<int32_t>(bin.bin << open), kLargestFinite,
                 slot.format.k - bin.above};
@@ -314,80 +403,16 @@ __device__ void settle(const Batch& batch, const Slot& slot, const Narrowed& bin
   }
 }
 
-// The candidates of its stripe go to the list. How many are certain to be taken is counted at once; those that may be are
-// members.
-__device__ void place_stripe(const Batch& batch, const Slot& slot, uint32_t stripe, const Narrowed& bin,
-                             BlockScratch* scratch) {
-  const uint32_t before =
-      counted_before(batch.stripe_counts.candidates, batch.row_counts.candidates, slot, stripe, scratch);
-  uint32_t word = batch.bitmaps[uint64_t{stripe} * kStripeWords + threadIdx.x];
-  uint32_t total;
-  uint32_t to = before + sum_before<kThreads>(static_cast<uint32_t>(__popc(word)), scratch, &total);
-  const uint32_t begin = (stripe - slot.first_stripe) * kStripe + 32 * threadIdx.x;
-  const int32_t threshold = slot.progress->threshold;
-  uint32_t larger = 0;
-  for (; word != 0 && to < slot.capacity; word &= word - 1, ++to) {
-    const uint32_t i = begin + static_cast<uint32_t>(__ffs(static_cast<int>(word))) - 1;
-    const float v = accumulated(slot, i);
-    slot.candidates[to] = i;
-    slot.candidate_values[to] = v;
-    const uint32_t own = bin_of(magnitude(v), threshold);
-    larger += own > bin.bin ? 1 : 0;
-    if (own != bin.bin) continue;
-    const uint32_t place = atomicAdd(&slot.progress->members, 1u);
-    if (place < slot.member_capacity) slot.members[place] = {magnitude(v), stripe};
-  }
-  larger = sum_of_block<kThreads>(larger, scratch);
-  if (threadIdx.x == 0) {
-    batch.stripe_counts.larger[stripe] = larger;
-    if (larger > 0) atomicAdd(&batch.row_counts.larger[slot.first_row + (stripe - slot.first_stripe) / kRow], larger);
-  }
-}
-
-__global__ void __launch_bounds__(kThreads) place(Batch batch) {
-  DGC_SHARED(PlaceShared, shared);
-  const uint32_t stripe = blockIdx.x;
-  const Slot slot = batch.slots[batch.stripe_slot[stripe]];
-  const bool finite = slot.progress->nonfinite == 0;
-  if (slot.format.dense()) {
-    if (!finite) code_stripe(slot, stripe, true);
-    return;
-  }
-  if (!finite) return;
-  const bool empty = batch.stripe_counts.candidates[stripe] == 0;
-  if (threadIdx.x == 0) {
-    batch.stripe_counts.ties[stripe] = 0;
-    if (empty) batch.stripe_counts.larger[stripe] = 0;
-    // Where there are fewer candidates than k, nothing of it is used.
-    shared.narrowed = {kBins, 0};
-  }
-  Narrowed bin{kBins, 0};
-  if (!empty) {
-    bin = bin_with<kThreads>(slot.format.k, slot.histogram, &shared.scratch, &shared.narrowed);
-    place_stripe(batch, slot, stripe, bin, &shared.scratch);
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    // What this block has written is there for the last one.
-    __threadfence();
-    shared.last = atomicAdd(&slot.progress->done, 1u) + 1 == slot.stripes;
-  }
-  __syncthreads();
-  if (!shared.last) return;
-  __threadfence();
-  if (empty) bin = bin_with<kThreads>(slot.format.k, slot.histogram, &shared.scratch, &shared.narrowed);
-  settle(batch, slot, bin, &shared);
-}
-
-// Passes over everything, all blocks together, tensor by tensor.
-__global__ void __launch_bounds__(kThreads) rescue(Batch batch) {
-  struct Shared {
-    uint32_t histogram[kBins];
-    BlockScratch scratch;
-    Narrowed narrowed;
-  };
-  DGC_SHARED(Shared, shared);
+// A tensor for each block; then those that it has failed for, all blocks together, by passes over everything.
+__global__ void __launch_bounds__(kThreads) settle(Batch batch) {
+  DGC_SHARED(SettleShared, shared);
   const uint32_t thread = threadIdx.x;
+  for (uint32_t number = blockIdx.x; number < batch.count; number += gridDim.x) {
+    const Slot& slot = batch.slots[number];
+    if (!slot.format.dense() && !slot.progress->nonfinite) settle_tensor(batch, slot, &shared);
+  }
+  grid_barrier();
+  if (*batch.failures == 0) return;
   for (uint32_t number = 0; number < batch.count; ++number) {
     const Slot& slot = batch.slots[number];
     const uint32_t n = slot.format.n;
@@ -461,26 +486,24 @@ __global__ void __launch_bounds__(kThreads) rescue(Batch batch) {
 
 __global__ void __launch_bounds__(kThreads) take(Batch batch) {
   DGC_SHARED(BlockScratch, scratch);
-  const uint32_t stripe = blockIdx.x;
-  const Slot slot = batch.slots[batch.stripe_slot[stripe]];
-  const uint32_t count = slot.format.dense() ? 0 : batch.stripe_counts.candidates[stripe];
-  if (count == 0 || slot.progress->outcome != Outcome::found) return;
-  const Counts& stripes = batch.stripe_counts;
-  const Counts& rows = batch.row_counts;
-  const uint32_t before = counted_before(stripes.candidates, rows.candidates, slot, stripe, &scratch);
-  uint32_t larger = counted_before(stripes.larger, rows.larger, slot, stripe, &scratch);
-  uint32_t ties = counted_before(stripes.ties, rows.ties, slot, stripe, &scratch);
+  const uint32_t row = blockIdx.x;
+  const Slot slot = batch.slots[batch.row_slot[row]];
+  if (slot.format.dense() || batch.row_counts.candidates[row] == 0 || slot.progress->outcome != Outcome::found) return;
+  const Before before = counted_before(batch, slot, row, &scratch);
+  const uint32_t stripe = slot.first_stripe + (row - slot.first_row) * kRow + threadIdx.x / kWarp;
+  const uint32_t count = stripe < slot.first_stripe + slot.stripes ? batch.stripe_counts.candidates[stripe] : 0;
   const int32_t smallest = slot.progress->smallest;
   const uint32_t taken = slot.progress->taken;
-  for (uint32_t first = 0; first < count; first += kThreads) {
-    const uint32_t i = before + first + threadIdx.x;
-    const bool there = first + threadIdx.x < count;
+  uint32_t larger = before.larger, ties = before.ties;
+  for (uint32_t first = 0; first < count; first += kWarp) {
+    const uint32_t i = before.candidates + first + lane();
+    const bool there = first + lane() < count;
     const float v = there ? slot.candidate_values[i] : 0.0f;
     const int32_t m = there ? magnitude(v) : -1;
     // Both counts in one word.
     uint32_t both;
     const uint32_t own = (m > smallest ? 1u << 16 : 0u) | (m == smallest ? 1u : 0u);
-    const uint32_t here = sum_before<kThreads>(own, &scratch, &both);
+    const uint32_t here = sum_of_lanes_before(own, &both);
     const uint32_t tied = ties + (here & 0xffffu);
     if (m > smallest || (m == smallest && tied < taken)) {
       const uint32_t to = larger + (here >> 16) + (tied < taken ? tied : taken);
@@ -586,9 +609,9 @@ __global__ void __launch_bounds__(kGroup) code(Batch batch) {
 void propose(const Batch& batch, void* stream) {
   launch("sample", sample, batch.count, kSampleThreads, stream, batch);
   launch("collect", collect, batch.stripes, kThreads, stream, batch);
-  launch("place", place, batch.stripes, kThreads, stream, batch);
-  launch_together("rescue", rescue, batch.stripes, kThreads, stream, batch);
-  launch("take", take, batch.stripes, kThreads, stream, batch);
+  launch("place", place, batch.rows, kThreads, stream, batch);
+  launch_together("settle", settle, batch.stripes, kThreads, stream, batch);
+  launch("take", take, batch.rows, kThreads, stream, batch);
   launch("code", code, batch.groups, kGroup, stream, batch);
 }
 

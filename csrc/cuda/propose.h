@@ -4,8 +4,8 @@
 //   sample   a threshold for each tensor, from a sample of its v'
 //   collect  reads everything: which coordinates exceed the threshold, and a histogram of their magnitudes; dense
 //            layouts are coded here
-//   place    the list of these candidates, in order; the last block of a tensor finds the k-th magnitude
-//   rescue   where candidates were fewer than k, or too many: the k largest in passes over everything
+//   place    the list of these candidates, in order
+//   settle   the k-th magnitude; where candidates were fewer than k, or too many, the k largest in passes over everything
 //   take     the k largest of the candidates, in order, ties going to the lower index
 //   code     the payloads
 #pragma once

@@ -36,7 +36,7 @@ void bind_batch(py::module_* m) {
           "add",
           [](BatchBuilder& self, const Layout& layout, const Update& update, Address grad, const std::string& dtype,
              Address residual, Address velocity, Address weights, const std::string& weights_dtype, bool mask,
-             bool zero_grad, double sample_ratio) {
+             bool zero_grad) {
             Arrays a;
             a.n = layout.n();
             a.grad = at<void>(grad);
@@ -45,11 +45,11 @@ void bind_batch(py::module_* m) {
             a.velocity = at<float>(velocity);
             a.weights = at<const void>(weights);
             a.weights_type = scalar_of(weights_dtype);
-            return self.add(layout, update, a, mask, zero_grad, sample_ratio);
+            return self.add(layout, update, a, mask, zero_grad);
           },
           py::arg("layout"), py::arg("update"), py::arg("grad"), py::arg("dtype"), py::arg("residual") = 0,
           py::arg("velocity") = 0, py::arg("weights") = 0, py::arg("weights_dtype") = "float32",
-          py::arg("mask") = true, py::arg("zero_grad") = false, py::arg("sample_ratio") = 0.01)
+          py::arg("mask") = true, py::arg("zero_grad") = false)
       .def("__len__", &BatchBuilder::count)
       .def_property_readonly("payload_bytes", &BatchBuilder::payload_bytes)
       .def_property_readonly("kept_bytes", &BatchBuilder::kept_bytes)

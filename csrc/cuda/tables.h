@@ -13,7 +13,7 @@ constexpr uint32_t kThreads = 256;        // of a block, unless said otherwise
 constexpr uint32_t kSampleThreads = 1024; // of a block that samples a whole tensor
 constexpr uint32_t kStripe = 8192;        // elements that one block goes through
 constexpr uint32_t kStripeWords = kStripe / 32;
-constexpr uint32_t kRow = 64;             // stripes that are counted together
+constexpr uint32_t kRow = kThreads / 32;  // stripes of a tensor that one block has, a warp each
 constexpr uint32_t kGroup = kChunk;       // coordinates that are coded together
 constexpr uint32_t kRange = 1u << 15;     // coordinates that payloads are added to by one block
 constexpr uint32_t kBins = 2048;          // of a histogram
@@ -53,7 +53,6 @@ struct Progress {
   uint32_t nonfinite;   // 1: some v' is not finite
   uint32_t nonzero;     // coordinates sent with a value other than 0, of a layout that is not dense
   uint32_t members;     // candidates in the bin of the histogram that the last one taken is in
-  uint32_t done;        // stripes that have been placed
   int32_t smallest;     // magnitude of the last one taken
   uint32_t taken;       // coordinates of that magnitude that are taken, those with the lowest indices
   Outcome outcome;
@@ -86,6 +85,7 @@ struct Slot {
   uint32_t first_stripe;
   uint32_t stripes;
   uint32_t first_row;
+  uint32_t rows;
   uint32_t first_group;
   Progress* progress;
   uint8_t* payload;
@@ -108,13 +108,16 @@ struct Counts {
 struct Batch {
   const Slot* slots;
   const uint32_t* stripe_slot;  // which slot a stripe belongs to
+  const uint32_t* row_slot;     // which slot a row of stripes belongs to
   const uint32_t* group_slot;   // which slot a group of sent coordinates belongs to
   uint32_t count;
   uint32_t stripes;
+  uint32_t rows;
   uint32_t groups;
   uint32_t* bitmaps;  // kStripeWords for each stripe: the candidates in it
   Counts stripe_counts;
   Counts row_counts;
+  uint32_t* failures;          // tensors whose candidates did not do
   uint32_t* rescue_histogram;  // kBins
 };
 

@@ -178,8 +178,6 @@ using dgc::emulation::threadIdx;
 
 inline void __syncthreads() { dgc::emulation::wait(&dgc::emulation::block().all); }
 
-inline void __threadfence() {}
-
 inline uint32_t lane_of_thread() { return threadIdx.x % 32; }
 
 template <class T>
@@ -194,6 +192,11 @@ T __shfl_down_sync(uint32_t, T value, uint32_t by) {
   const uint32_t lane = lane_of_thread();
   return static_cast<T>(dgc::emulation::show(static_cast<uint32_t>(value),
                                              [=](const uint32_t* l) { return l[lane + by < 32 ? lane + by : lane]; }));
+}
+
+template <class T>
+T __shfl_sync(uint32_t, T value, uint32_t from) {
+  return static_cast<T>(dgc::emulation::show(static_cast<uint32_t>(value), [=](const uint32_t* l) { return l[from]; }));
 }
 
 template <class T>

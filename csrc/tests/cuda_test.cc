@@ -16,7 +16,6 @@
 #include "decode.h"
 #include "norms.h"
 #include "proposal.h"
-#include "threshold.h"
 
 namespace dgc::cuda {
 namespace {
@@ -73,7 +72,7 @@ void check_batch(std::vector<Tensor> tensors, bool mask = true, bool zero_grad =
   options.zero_grad = zero_grad;
   std::vector<Tensor> expected = tensors;
   BatchBuilder builder;
-  for (Tensor& t : tensors) builder.add(t.layout, t.update, t.arrays(), mask, zero_grad, 0.01);
+  for (Tensor& t : tensors) builder.add(t.layout, t.update, t.arrays(), mask, zero_grad);
   Room table(builder.table_bytes()), payloads(builder.payload_bytes()), kept(builder.kept_bytes()),
       progress(tensors.size() * sizeof(Progress)), scratch(builder.scratch_bytes());
   builder.write(table.address(), payloads.address(), kept.address(), progress.address(), scratch.address(),
@@ -169,7 +168,7 @@ TEST(CudaPropose, NoCoordinateLooksTheSampleOver) {
     Tensor t(Layout(n, 200, IndexCoder::elias_fano, ValueCoder::float16), Update(), 3);
     t.momentum = false;
     std::fill(t.residual.begin(), t.residual.end(), 0.0f);
-    const size_t lines = n / 32, runs = std::min<size_t>(sample_size(n, 0.01), kMostSampled) / 32;
+    const size_t lines = n / 32, runs = kMostSampled / 32;
     std::vector<bool> sampled(lines, false);
     for (size_t r = 0; r < runs; ++r) sampled[r * lines / runs] = true;
     for (size_t i = 0; i < n; ++i) {
@@ -210,7 +209,7 @@ TEST(CudaPropose, HalfGradients) {
     b.grad = others.data();
     a.grad_type = b.grad_type = type;
     BatchBuilder builder;
-    builder.add(layout, t.update, a, true, true, 0.01);
+    builder.add(layout, t.update, a, true, true);
     Room table(builder.table_bytes()), payloads(builder.payload_bytes()), kept(builder.kept_bytes()),
         progress(sizeof(Progress)), scratch(builder.scratch_bytes());
     builder.write(table.address(), payloads.address(), kept.address(), progress.address(), scratch.address(),

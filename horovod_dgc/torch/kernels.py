@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from horovod_dgc import _core
+from horovod_dgc.methods.base import Plan
 from horovod_dgc.torch.backends import Addition, CoreBackend, Inputs, Proposals, Reduction, TorchBackend
 
 try:
@@ -22,7 +23,7 @@ except ImportError:
 
 DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 # int32 fields of csrc/cuda/tables.h's Progress.
-PROGRESS_FIELDS, NONFINITE, NONZERO = 9, 2, 3
+PROGRESS_FIELDS, NONFINITE, NONZERO = 8, 2, 3
 
 
 class DeviceProposals:
@@ -31,7 +32,7 @@ class DeviceProposals:
     Attributes:
         batch: what is launched again to commit.
         table: what it reads.
-        payloads: uint8: of all tensors, one after another.
+        made, payloads: uint8: of all tensors, one after another, on the device, and where they are to be had.
         kept: uint8: what lies between proposing and committing.
         progress: int32, a row for each tensor.
         counted: waits for the device and tells how many coordinates each sends with a value other than 0.
@@ -53,31 +54,21 @@ class DeviceProposals:
                 "float32" if weights is None else DTYPES[weights.dtype],
                 plan.masking,
                 inputs.zero_grad,
-                plan.sample_ratio,
             )
-        self.progress = torch.empty(len(every), PROGRESS_FIELDS, dtype=torch.int32, device=device)
-        self.payloads = _bytes(self.batch.payload_bytes, device)
-        self.kept = _bytes(self.batch.kept_bytes, device)
-        # Committing reads them where they were made.
-        self._made = self.payloads
+        batch, count = self.batch, len(every)
+        self.made = self.payloads = _bytes(batch.payload_bytes, device)
+        self.progress = torch.empty(count, PROGRESS_FIELDS, dtype=torch.int32, device=device)
+        self.kept = _bytes(batch.kept_bytes, device)
         # Nobody needs it longer than the kernels that follow on this stream.
-        scratch = _bytes(self.batch.scratch_bytes, device)
+        scratch = _bytes(batch.scratch_bytes, device)
+        made, kept, progress, room = (t.data_ptr() for t in (self.made, self.kept, self.progress, scratch))
         self.table = _table(
-            self.batch.table_bytes,
-            lambda table, host: self.batch.write(
-                table,
-                payloads=self.payloads.data_ptr(),
-                kept=self.kept.data_ptr(),
-                progress=self.progress.data_ptr(),
-                scratch=scratch.data_ptr(),
-                host=host,
-            ),
-            device,
+            batch.table_bytes, lambda table, host: batch.write(table, made, kept, progress, room, host), device
         )
         self.stream = torch.cuda.current_stream(device)
         self.batch.propose(self.table.data_ptr(), scratch.data_ptr(), self.stream.cuda_stream)
         self.counted = _once(self.progress[:, NONZERO])
-        self.each = [DeviceProposal(self, number) for number in range(len(every))]
+        self.each = [DeviceProposal(self, number, inputs.plan) for number, inputs in enumerate(every)]
 
     @property
     def nonfinite(self) -> torch.Tensor:
@@ -96,7 +87,7 @@ class DeviceProposals:
         if stream == self.stream:
             return
         stream.wait_stream(self.stream)
-        for tensor in (self._made, self.kept, self.progress, self.table):
+        for tensor in (self.made, self.kept, self.progress, self.table):
             tensor.record_stream(stream)
 
 
@@ -106,17 +97,26 @@ class DeviceProposal:
     finite = None
     overflow = 0
 
-    def __init__(self, batch: DeviceProposals, number: int) -> None:
+    def __init__(self, batch: DeviceProposals, number: int, plan: Plan) -> None:
         self.all = batch
         self.number = number
+        self.plan = plan
         counted = batch.counted
         # Not the whole batch: it may be asked for when all else has been freed.
         self.nonzero = lambda: counted()[number]
 
     @property
     def payload(self) -> torch.Tensor:
+        return self._part_of(self.all.payloads)
+
+    @property
+    def made(self) -> torch.Tensor:
+        """The payload on the device, wherever else it has been brought."""
+        return self._part_of(self.all.made)
+
+    def _part_of(self, payloads: torch.Tensor) -> torch.Tensor:
         batch = self.all.batch
-        return self.all.payloads.narrow(0, batch.payload_offset(self.number), batch.payload_nbytes(self.number))
+        return payloads.narrow(0, batch.payload_offset(self.number), batch.payload_nbytes(self.number))
 
 
 class CudaBackend(TorchBackend):
@@ -163,7 +163,10 @@ class CudaBackend(TorchBackend):
             return
         out.zero_()
         batch = proposal.all
-        batch.batch.scatter_sent(proposal.number, batch.table.data_ptr(), out.data_ptr(), self._stream())
+        if proposal.plan.every_coordinate:
+            self._add([(_layout(proposal.plan.codec), proposal.made[None], out, 1.0)])
+        else:
+            batch.batch.scatter_sent(proposal.number, batch.table.data_ptr(), out.data_ptr(), self._stream())
 
     def decode_add(self, additions: Sequence[Addition]) -> None:
         known: list[Addition] = []
@@ -173,11 +176,19 @@ class CudaBackend(TorchBackend):
         super().decode_add(others)
         if not known:
             return
-        sums = _cuda.Sums()
         payloads = on_device([addition.payloads for addition in known], self.device)
-        for addition, rows in zip(known, payloads):
-            layout = _layout(addition.inputs.plan.codec)
-            sums.add(layout, rows.data_ptr(), len(rows), addition.out.data_ptr(), addition.scale)
+        self._add(
+            [
+                (_layout(addition.inputs.plan.codec), rows, addition.out, addition.scale)
+                for addition, rows in zip(known, payloads)
+            ]
+        )
+
+    def _add(self, every: Sequence[tuple[_core.Layout, torch.Tensor, torch.Tensor, float]]) -> None:
+        """Add payloads that are on the device, ``scale`` times, to ``out``."""
+        sums = _cuda.Sums()
+        for layout, rows, out, scale in every:
+            sums.add(layout, rows.data_ptr(), len(rows), out.data_ptr(), scale)
         scratch = _bytes(sums.scratch_bytes, self.device)
         table = _table(sums.table_bytes, lambda _, host: sums.write(scratch.data_ptr(), host), self.device)
         if self._malformed is None:

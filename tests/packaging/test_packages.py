@@ -44,7 +44,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
     result = subprocess.run(
         command,
         cwd=cwd,
-        env={**os.environ, **environment},
+        env={**os.environ, "HOROVOD_DGC_WITH_CUDA": "0", **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -116,17 +116,40 @@ def test_the_wheel_holds_the_package_and_its_types_only(wheel: Path) -> None:
 def test_the_sdist_holds_the_sources_of_the_core(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    needed = (path for path in (ROOT / "csrc").rglob("*") if path.suffix in {".cc", ".h", ".txt"})
+    needed = (path for path in (ROOT / "csrc").rglob("*") if path.suffix in {".cc", ".cu", ".h", ".txt"})
     here = {path.relative_to(ROOT).as_posix() for path in needed}
     assert here and here <= names
     assert {"setup.py", "pyproject.toml", "horovod_dgc/py.typed"} <= names
 
 
-def test_the_tensorflow_operations_can_be_demanded_only_where_tensorflow_is(sdist: Path, tmp_path: Path) -> None:
-    venv.create(tmp_path / "venv", with_pip=True)
-    install = [tmp_path / "venv" / "bin" / "python", "-m", "pip", "install", "--no-deps", sdist]
-    environment = {**os.environ, "HOROVOD_DGC_WITH_TENSORFLOW": "1"}
-    result = subprocess.run(install, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+def refused_install(sdist: Path, folder: Path, **environment: str) -> str:
+    """What pip prints where the package cannot be built."""
+    venv.create(folder / "venv", with_pip=True)
+    install = [folder / "venv" / "bin" / "python", "-m", "pip", "install", "--no-deps", sdist]
+    env = {**os.environ, "HOROVOD_DGC_WITH_CUDA": "0", **environment}
+    result = subprocess.run(install, cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert result.returncode != 0
-    assert "there is no TensorFlow in the building environment" in result.stdout + result.stderr
-    assert "--no-build-isolation" in result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def test_the_tensorflow_operations_can_be_demanded_only_where_tensorflow_is(sdist: Path, tmp_path: Path) -> None:
+    output = refused_install(sdist, tmp_path, HOROVOD_DGC_WITH_TENSORFLOW="1")
+    assert "there is no TensorFlow in the building environment" in output
+    assert "--no-build-isolation" in output
+
+
+@pytest.mark.skipif(Path("/usr/local/cuda/bin/nvcc").exists(), reason="there is an nvcc where setup.py looks")
+def test_the_kernels_can_be_demanded_only_where_nvcc_is(sdist: Path, tmp_path: Path) -> None:
+    # pip itself needs no more than the interpreter's folder.
+    output = refused_install(sdist, tmp_path, HOROVOD_DGC_WITH_CUDA="1", PATH=str(tmp_path), CUDA_HOME="")
+    assert "HOROVOD_DGC_WITH_CUDA=1, but there is no nvcc" in output
+
+
+def test_an_nvcc_that_fails_says_how_to_go_on(sdist: Path, tmp_path: Path) -> None:
+    nvcc = tmp_path / "toolkit" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text("#!/bin/sh\necho no license >&2\nexit 1\n")
+    nvcc.chmod(0o755)
+    output = refused_install(sdist, tmp_path, HOROVOD_DGC_WITH_CUDA="1", CUDA_HOME=str(tmp_path / "toolkit"))
+    assert "no license" in output
+    assert "HOROVOD_DGC_WITH_CUDA=0 leaves the CUDA kernels out" in output
