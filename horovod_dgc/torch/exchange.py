@@ -27,6 +27,7 @@ class Exchange:
     Attributes:
         message: what Horovod allreduces: the payload where it can be summed, otherwise one element holding 1.0.
         backend: where its arithmetic runs.
+        members: those who exchange.
         inputs: of the arithmetic, once started.
         waiting: whether it has been started and waits to be proposed together with others.
         nonfinite: 1 if this worker's gradient is known not to be finite.
@@ -52,7 +53,7 @@ class Exchange:
         self.nonfinite = 0
         self.contribution: FloatArray | None = None
         self.dense_nbytes = gradient.numel() * gradient.element_size()
-        self._members = members
+        self.members = members
         self._entry = entry
         self._gradient = gradient
         self._plan = plan if members.workers > 1 else plan.whole()
@@ -103,7 +104,7 @@ class Exchange:
         if not plan.numel:
             return
         began = time.perf_counter()
-        self._transport, plan = transport.resolved(plan, self._members.workers, step.transport)
+        self._transport, plan = transport.resolved(plan, self.members.workers, step.transport)
         self._plan = plan
         local = plan.momentum == "local" and step.takeover.momentum
         if entry.residual is None:
@@ -118,7 +119,7 @@ class Exchange:
         self.inputs = Inputs(
             plan,
             update,
-            step.method.randomness(entry.number, step.number, self._members.process_set.rank()),
+            step.method.randomness(entry.number, step.number, self.members.process_set.rank()),
             grad=self._view,
             residual=entry.residual_view,
             velocity=entry.velocity_view if local else None,
@@ -138,7 +139,7 @@ class Exchange:
             op = hvd.Max if reduction == "maximum" else hvd.Sum
             name = f"{self._name}.opening"
             self._opening = hvd.allreduce_async(
-                torch.from_numpy(opening), name=name, op=op, process_set=self._members.process_set
+                torch.from_numpy(opening), name=name, op=op, process_set=self.members.process_set
             )
         elif self.backend.knows(plan.codec):
             self.waiting = True
@@ -175,7 +176,7 @@ class Exchange:
         began = time.perf_counter()
         received, _ = hvd.synchronize(self._handle)
         arrived = time.perf_counter()
-        process_set = self._members.process_set
+        process_set = self.members.process_set
         codec, randomness = self._plan.codec, self.inputs.randomness
         part, begin, values = codec.reduce(process_set.rank(), received.numpy(), randomness)
         self._returned = (begin, values)
@@ -261,7 +262,7 @@ class Exchange:
 
     def _send(self, carried: bool) -> None:
         name = self._name
-        process_set = self._members.process_set
+        process_set = self.members.process_set
         if self._transport != "allreduce":
             send = hvd.allgather_async if self._transport == "gather" else hvd.alltoall_async
             self._handle = send(self._payload, name=name, process_set=process_set)
@@ -295,13 +296,13 @@ class Exchange:
         votes, gathered = self._plan.codec.votes, self._transport != "allreduce"
         if not self._carried:
             self._told = float(output)
-            self._factor = self._told if votes or gathered else self._told / self._members.workers
+            self._factor = self._told if votes or gathered else self._told / self.members.workers
 
     def addition(self) -> Addition | None:
         """Payloads that are to be added up, or None if what has come back is the dense sum itself."""
         plan = self._plan
         if self._transport != "allreduce":
-            rows, scale = self._rows(self._received), self._factor / self._members.workers
+            rows, scale = self._rows(self._received), self._factor / self.members.workers
             if plan.codec.votes:
                 scale = 1.0
             elif plan.momentum != "aggregated":
@@ -365,7 +366,7 @@ class Exchange:
 
     def _rows(self, received: torch.Tensor) -> torch.Tensor:
         """The payloads of all workers, or, of a sparse allreduce, that of their sum."""
-        workers, nbytes = self._members.workers, self._plan.payload_nbytes
+        workers, nbytes = self.members.workers, self._plan.payload_nbytes
         count = workers if self._transport == "gather" else 1
         if received.numel() != count * nbytes:
             raise ValueError(

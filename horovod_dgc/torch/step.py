@@ -33,9 +33,9 @@ Uncounted = tuple[Callable[[], int], Sequence[TensorStats]]
 class Step:
     """Collects the exchanges of one step; :meth:`seal` decides whether they count.
 
-    Encoding and sending start as each gradient arrives, or where a backend is faster at several tensors at a time, when
-    these have arrived. With global-norm clipping, or a threshold that all tensors
-    have in common, they wait for :meth:`seal`, since these depend on all gradients.
+    Encoding and sending start as each gradient arrives, or, where a backend is faster at several tensors at a time,
+    when enough of them have. With global-norm clipping, or a threshold that all tensors have in common, they wait for
+    :meth:`seal`, since these depend on all gradients.
 
     Args:
         number: exchanges committed before this one, which the density schedule reads.
@@ -93,8 +93,8 @@ class Step:
         # Those that wait to be started together, with where on the device their gradients were made.
         self._waiting: dict[Backend, list[tuple[Exchange | NodeExchange, Any]]] = {}
         self._waiting_numel = 0
-        # Those that will be finished together, and what has been proposed of them.
-        self._companies: dict[Backend, list[Exchange]] = {}
+        # Those that will be finished together, by backend and by whom they exchange with; and what has been proposed.
+        self._companies: dict[tuple[Backend, int], list[Exchange]] = {}
         self._proposals: list[Proposals] = []
         self._uncounted = uncounted
         self._tokens = torch.ones(token_count)
@@ -149,8 +149,10 @@ class Step:
         began = time.perf_counter()
         self.abandoned = bool(hvd.synchronize(self._flag).item())
         waited += time.perf_counter() - began
-        for backend in self._companies:
+        for backend in {backend for backend, _ in self._companies}:
             backend.require_valid()
+        # The step lives on until the next one begins; what belongs to its exchanges goes with them.
+        self._companies, self._proposals = {}, []
         return waited
 
     def land(self, *totals: TensorStats) -> float:
@@ -220,10 +222,10 @@ class Step:
         if not self.on_device:
             proposals.to_host()
         self._proposals.append(proposals)
-        company = self._companies.setdefault(backend, [])
-        company += together
         share = (time.perf_counter() - began) / len(together)
         for number, exchange in enumerate(together):
+            company = self._companies.setdefault((backend, id(exchange.members)), [])
+            company.append(exchange)
             exchange.proposed(proposals, number, company, share)
 
     def _wait(self, exchange: Exchange | NodeExchange) -> None:
