@@ -60,12 +60,17 @@ install_packages() {
 }
 
 install_package() {
-  local venv=$1 with_tensorflow=0
+  local venv=$1 with_tensorflow=0 with_cuda=0 compilers=()
   [[ " $2 " != *" tensorflow-cpu "* ]] || with_tensorflow=1
-  pip "$venv" install "${pins[@]}" pybind11 setuptools wheel
-  HOROVOD_DGC_WITH_TENSORFLOW=$with_tensorflow pip "$venv" install --no-deps --no-build-isolation .
+  if [[ $accelerator == cuda ]]; then
+    with_cuda=1
+    compilers=(nvidia-cuda-cccl nvidia-cuda-crt nvidia-cuda-nvcc nvidia-nvvm)
+  fi
+  pip "$venv" install "${pins[@]}" pybind11 setuptools wheel "${compilers[@]}"
+  HOROVOD_DGC_WITH_TENSORFLOW=$with_tensorflow HOROVOD_DGC_WITH_CUDA=$with_cuda \
+    pip "$venv" install --no-deps --no-build-isolation .
   # Of use to the build alone.
-  pip "$venv" uninstall --yes pybind11 wheel
+  pip "$venv" uninstall --yes pybind11 wheel "${compilers[@]}"
   find "$venv" -name __pycache__ -type d -prune -exec rm -rf {} +
 }
 

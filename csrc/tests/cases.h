@@ -90,6 +90,7 @@ inline std::vector<Named> hard_arrays(size_t n) {
   fill("ascending", [&](size_t i) { return sorted[i]; });
   fill("descending", [&](size_t i) { return sorted[n - 1 - i]; });
   fill("few distinct", [&](size_t i) { return std::round(noise[i]); });
+  fill("few distinct, descending", [&](size_t i) { return std::round(sorted[n - 1 - i]); });
   fill("subnormal", [&](size_t i) { return noise[i] * 1e-41f; });
   fill("huge", [&](size_t i) { return noise[i] * 1e37f; });
   fill("one large", [&](size_t i) { return i == n / 2 ? 3.0f : 0.0f; });
