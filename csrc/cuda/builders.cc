@@ -73,9 +73,9 @@ const uint32_t* after(Address table, const Arrays&... arrays) {
   return pointer<const uint32_t>(table + written_bytes(arrays...));
 }
 
-void check_size(size_t n) {
-  if (n <= kMostElements) return;
-  throw std::invalid_argument("n is " + std::to_string(n) + "; allowed: up to " + std::to_string(kMostElements));
+Memory memory_of(const float* velocity, const Update& update) {
+  if (velocity == nullptr) return Memory::plain;
+  return update.nesterov ? Memory::nesterov : Memory::momentum;
 }
 
 }  // namespace
@@ -110,7 +110,7 @@ size_t BatchBuilder::add(const Layout& layout, const Update& update, const Array
   Slot slot{};
   slot.format = format_of(layout);
   slot.coefficients = Coefficients(update);
-  slot.memory = !arrays.velocity ? Memory::plain : update.nesterov ? Memory::nesterov : Memory::momentum;
+  slot.memory = memory_of(arrays.velocity, update);
   slot.grad = arrays.grad;
   slot.weights = arrays.weights;
   slot.residual = arrays.residual;
@@ -272,49 +272,56 @@ Sums SumsBuilder::sums(Address table, Address malformed) const {
   return sums;
 }
 
-void ReducedBuilder::add(size_t n, Address in, Scalar in_type, Address out, Address velocity, const Update& update,
-                         float factor, float after) {
-  check_size(n);
-  Reduced tensor{};
-  tensor.coefficients = Coefficients(update);
-  tensor.memory = !velocity ? Memory::plain : update.nesterov ? Memory::nesterov : Memory::momentum;
-  tensor.in = pointer<const void>(in);
-  tensor.in_type = in_type;
-  tensor.out = pointer<float>(out);
-  tensor.velocity = pointer<float>(velocity);
+template <class Each>
+void StripesBuilder<Each>::put(Each tensor, size_t n) {
+  if (n > kMostElements) {
+    throw std::invalid_argument("n is " + std::to_string(n) + "; allowed: up to " + std::to_string(kMostElements));
+  }
   tensor.n = static_cast<uint32_t>(n);
-  tensor.factor = factor;
-  tensor.after = after;
   tensor.first_stripe = stripes();
   stripe_tensor_.resize(stripe_tensor_.size() + pieces(n, kStripe), static_cast<uint32_t>(tensors_.size()));
   tensors_.push_back(tensor);
 }
 
-size_t ReducedBuilder::table_bytes() const { return written_bytes(tensors_, stripe_tensor_); }
+template <class Each>
+size_t StripesBuilder<Each>::table_bytes() const {
+  return written_bytes(tensors_, stripe_tensor_);
+}
 
-void ReducedBuilder::write(uint8_t* host) const {
+template <class Each>
+void StripesBuilder<Each>::write(uint8_t* host) const {
   Writer writer(host);
   writer.put(tensors_);
   writer.put(stripe_tensor_);
 }
 
-const uint32_t* ReducedBuilder::stripe_tensor(Address table) const { return after(table, tensors_); }
+template <class Each>
+const uint32_t* StripesBuilder<Each>::stripe_tensor(Address table) const {
+  return after(table, tensors_);
+}
+
+template class StripesBuilder<Reduced>;
+template class StripesBuilder<Squared>;
+
+void ReducedBuilder::add(size_t n, Address in, Scalar in_type, Address out, Address velocity, const Update& update,
+                         float factor, float after) {
+  Reduced tensor{};
+  tensor.coefficients = Coefficients(update);
+  tensor.memory = memory_of(pointer<float>(velocity), update);
+  tensor.in = pointer<const void>(in);
+  tensor.in_type = in_type;
+  tensor.out = pointer<float>(out);
+  tensor.velocity = pointer<float>(velocity);
+  tensor.factor = factor;
+  tensor.after = after;
+  put(tensor, n);
+}
 
 void SquaresBuilder::add(size_t n, Address data, Scalar type) {
-  check_size(n);
-  Squared array{pointer<const void>(data), type, static_cast<uint32_t>(n), stripes()};
-  stripe_array_.resize(stripe_array_.size() + pieces(n, kStripe), static_cast<uint32_t>(arrays_.size()));
-  arrays_.push_back(array);
+  Squared array{};
+  array.data = pointer<const void>(data);
+  array.type = type;
+  put(array, n);
 }
-
-size_t SquaresBuilder::table_bytes() const { return written_bytes(arrays_, stripe_array_); }
-
-void SquaresBuilder::write(uint8_t* host) const {
-  Writer writer(host);
-  writer.put(arrays_);
-  writer.put(stripe_array_);
-}
-
-const uint32_t* SquaresBuilder::stripe_array(Address table) const { return after(table, arrays_); }
 
 }  // namespace dgc::cuda

@@ -87,38 +87,38 @@ class SumsBuilder {
   std::vector<uint32_t> segment_sum_;
 };
 
+// Tensors that are gone through stripe by stripe. Each: has n elements, and first_stripe, which is set here.
+template <class Each>
+class StripesBuilder {
+ public:
+  uint32_t stripes() const { return static_cast<uint32_t>(stripe_tensor_.size()); }
+  size_t table_bytes() const;
+  void write(uint8_t* host) const;
+  const Each* tensors(Address table) const { return reinterpret_cast<const Each*>(table); }
+
+  // Which tensor a stripe belongs to.
+  const uint32_t* stripe_tensor(Address table) const;
+
+ protected:
+  void put(Each tensor, size_t n);
+
+ private:
+  std::vector<Each> tensors_;
+  std::vector<uint32_t> stripe_tensor_;
+};
+
 // Reduced tensors that become gradients.
-class ReducedBuilder {
+class ReducedBuilder : public StripesBuilder<Reduced> {
  public:
   // velocity: 0 for none; then nothing of `update` counts. The others as in Reduced.
   void add(size_t n, Address in, Scalar in_type, Address out, Address velocity, const Update& update, float factor,
            float after);
-
-  size_t table_bytes() const;
-  void write(uint8_t* host) const;
-  const Reduced* tensors(Address table) const { return reinterpret_cast<const Reduced*>(table); }
-  const uint32_t* stripe_tensor(Address table) const;
-  uint32_t stripes() const { return static_cast<uint32_t>(stripe_tensor_.size()); }
-
- private:
-  std::vector<Reduced> tensors_;
-  std::vector<uint32_t> stripe_tensor_;
 };
 
 // Arrays whose squares are summed.
-class SquaresBuilder {
+class SquaresBuilder : public StripesBuilder<Squared> {
  public:
   void add(size_t n, Address data, Scalar type);
-
-  size_t table_bytes() const;
-  void write(uint8_t* host) const;
-  const Squared* arrays(Address table) const { return reinterpret_cast<const Squared*>(table); }
-  const uint32_t* stripe_array(Address table) const;
-  uint32_t stripes() const { return static_cast<uint32_t>(stripe_array_.size()); }
-
- private:
-  std::vector<Squared> arrays_;
-  std::vector<uint32_t> stripe_array_;
 };
 
 }  // namespace dgc::cuda

@@ -13,7 +13,9 @@ namespace dgc::cuda {
 
 inline void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
-  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
+  throw std::runtime_error(std::string("CUDA kernel ") + what + ": " + cudaGetErrorString(status) +
+                           " (compiled with CUDA " + std::to_string(CUDART_VERSION / 1000) + "." +
+                           std::to_string(CUDART_VERSION % 1000 / 10) + ")");
 }
 
 // `blocks` blocks of `threads` threads, none of them if blocks is 0.

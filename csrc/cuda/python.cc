@@ -136,7 +136,7 @@ void bind_whole_tensors(py::module_* m) {
       .def(
           "run",
           [](const SquaresBuilder& self, Address table, Address sums, Address stream) {
-            sum_squares(self.arrays(table), self.stripe_array(table), self.stripes(), at<double>(sums),
+            sum_squares(self.tensors(table), self.stripe_tensor(table), self.stripes(), at<double>(sums),
                         at<void>(stream));
           },
           py::arg("table"), py::arg("sums"), py::arg("stream"), Released());

@@ -308,7 +308,7 @@ TEST(CudaReduce, SumsOfSquares) {
   Room table(builder.table_bytes());
   builder.write(table.data());
   std::vector<double> sums(builder.stripes());
-  sum_squares(builder.arrays(table.address()), builder.stripe_array(table.address()), builder.stripes(), sums.data(),
+  sum_squares(builder.tensors(table.address()), builder.stripe_tensor(table.address()), builder.stripes(), sums.data(),
               nullptr);
   double all = 0.0, expected = 0.0;
   for (const double s : sums) all += s;

@@ -7,6 +7,7 @@ finite is left on the device until all ranks are asked.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -240,10 +241,17 @@ def has_kernels_for(codec: _core.Codec) -> bool:
 
 @functools.cache
 def backend_for(device: torch.device) -> CoreBackend | TorchBackend:
-    """The C++ core for host memory, kernels for a GPU where they have been built, plain torch elsewhere."""
+    """The C++ core for host memory, kernels for a GPU where they have been built; elsewhere plain torch, with a warning."""
     if device.type == "cpu":
         return CoreBackend()
-    return CudaBackend(device) if device.type == "cuda" and _cuda is not None else TorchBackend(device)
+    if device.type == "cuda" and _cuda is not None:
+        return CudaBackend(device)
+    warnings.warn(
+        f"horovod_dgc has no kernels for {device}: plain torch operations compress its gradients, slowly. For CUDA, "
+        "install the package where an nvcc is found (docs/gpu.md)",
+        stacklevel=2,
+    )
+    return TorchBackend(device)
 
 
 def on_device(tensors: Sequence[torch.Tensor], device: torch.device) -> list[torch.Tensor]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from horovod_dgc import _core, _cuda
 from horovod_dgc.coding import Coding
 from horovod_dgc.methods.dgc import DGC
+from horovod_dgc.torch import kernels
+from horovod_dgc.torch.backends import CoreBackend, TorchBackend
 
 
 def layout(numel: int, density: float, **settings: str) -> _core.Layout:
@@ -50,3 +53,25 @@ def test_memory_stays_in_proportion() -> None:
     batch.add(layout(numel, 0.001), _core.Update(momentum=0.9), 16, "float32", residual=16, velocity=16)
     assert batch.scratch_bytes < 0.25 * numel
     assert 8 * 10_000 <= batch.kept_bytes < 8.1 * 10_000
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_kernel_that_cannot_be_started_says_why() -> None:
+    batch = _cuda.Batch()
+    batch.add(layout(1000, 0.01), _core.Update(), 16, "float32")
+    with pytest.raises(RuntimeError, match=r"CUDA kernel sample: .*driver.* \(compiled with CUDA \d+\.\d+\)"):
+        batch.propose(0, 0, 0)
+
+
+def test_other_devices_take_plain_torch_and_say_so() -> None:
+    assert isinstance(kernels.backend_for(torch.device("cpu")), CoreBackend)
+    with pytest.warns(UserWarning, match="no kernels for meta"):
+        backend = kernels.backend_for(torch.device("meta"))
+    assert type(backend) is TorchBackend
+
+
+def test_a_gpu_without_kernels_takes_plain_torch_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_cuda", None)
+    with pytest.warns(UserWarning, match=r"no kernels for cuda:7.*install the package where an nvcc is found"):
+        backend = kernels.backend_for.__wrapped__(torch.device("cuda", 7))
+    assert type(backend) is TorchBackend
