@@ -241,7 +241,7 @@ def has_kernels_for(codec: _core.Codec) -> bool:
 
 @functools.cache
 def backend_for(device: torch.device) -> CoreBackend | TorchBackend:
-    """The C++ core for host memory, kernels for a GPU where they have been built; elsewhere plain torch, with a warning."""
+    """The C++ core for host memory, kernels for a GPU where they have been built; else plain torch, with a warning."""
     if device.type == "cpu":
         return CoreBackend()
     if device.type == "cuda" and _cuda is not None:
