@@ -104,7 +104,7 @@ class NodeExchange:
         self._scattered = None
         between = Exchange(self.step, self._entry, part, self._plan, self._group, self.message, self._across)
         between.dense_nbytes = self._gradient.numel() * self._gradient.element_size()
-        self.step.launch([between], 1.0, carried=False)
+        self.step.launch([between], [1.0], carried=False)
         self.contribution = between.contribution
         self._between = between
         return waited

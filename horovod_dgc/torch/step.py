@@ -114,7 +114,7 @@ class Step:
             if exchange.in_company:
                 self._wait(exchange)
             else:
-                self.launch([exchange], 1.0 / self.loss_scale, carried=True)
+                self._start([exchange], carried=True)
             self._pending = [node for node in self._pending if not node.arrive_if_ready()]
             # Ranks must agree upon when it is sent; when a node's gradients have arrived is up to each.
             if position + 1 == self._expected and self._nodes is None:
@@ -139,7 +139,7 @@ class Step:
             squares = sum(sum(backend.sum_squares([e.norm_of for e in each])) for backend, each in alike.items())
             factor = clip_factor(math.sqrt(squares) / self.loss_scale, self._clip_limit(self.method.clip_norm))
             for each in alike.values():
-                self.launch(each, factor / self.loss_scale, carried=False)
+                self.launch(each, [factor / self.loss_scale] * len(each), carried=False)
         self._launch_waiting()
         waited = sum(exchange.arrive() for exchange in exchanges)
         if self._flag is None:
@@ -204,16 +204,21 @@ class Step:
         self._pending.append(exchange)
         return exchange
 
-    def launch(self, exchanges: Sequence[Exchange | NodeExchange], unscale: float, *, carried: bool) -> None:
-        """Start exchanges of one backend; arguments as for :meth:`Exchange.start`."""
+    def _start(self, exchanges: Sequence[Exchange | NodeExchange], *, carried: bool) -> None:
+        """Start exchanges of one backend, clipped where that does not wait for all gradients."""
         backend, clip = exchanges[0].backend, self.method.clip_norm
-        unscales = [unscale] * len(exchanges)
-        if clip is not None and not self.deferred:
+        unscales = [1.0 / self.loss_scale] * len(exchanges)
+        if clip is not None:
             limit = self._clip_limit(clip)
-            norms = [math.sqrt(s) * unscale for s in backend.sum_squares([e.norm_of for e in exchanges])]
-            unscales = [unscale * clip_factor(norm, limit) for norm in norms]
-        for exchange, own in zip(exchanges, unscales):
-            exchange.start(own, carried=carried)
+            norms = [math.sqrt(s) / self.loss_scale for s in backend.sum_squares([e.norm_of for e in exchanges])]
+            unscales = [clip_factor(norm, limit) / self.loss_scale for norm in norms]
+        self.launch(exchanges, unscales, carried=carried)
+
+    def launch(self, exchanges: Sequence[Exchange | NodeExchange], unscales: Sequence[float], *, carried: bool) -> None:
+        """Start exchanges of one backend, each with its ``unscale``; see :meth:`Exchange.start`."""
+        backend = exchanges[0].backend
+        for exchange, unscale in zip(exchanges, unscales):
+            exchange.start(unscale, carried=carried)
         together = [e for e in exchanges if isinstance(e, Exchange) and e.waiting]
         if not together:
             return
@@ -240,7 +245,7 @@ class Step:
     def _launch_waiting(self) -> None:
         for backend, waiting in self._waiting.items():
             backend.follow([place for _, place in waiting])
-            self.launch([exchange for exchange, _ in waiting], 1.0 / self.loss_scale, carried=False)
+            self._start([exchange for exchange, _ in waiting], carried=False)
         self._waiting = {}
         self._waiting_numel = 0
 

@@ -16,6 +16,8 @@ EVERYWHERE = ("invariants", "refusals")
 MODULES = ("checkpoint_refusals", "checkpoints", "dense", "models", "options")
 # Horovod asks the ranks of each process set for news in turn, which takes long where processes share a core.
 SECONDS = {"hierarchy": 2 * TIMEOUT_SECONDS}
+# There a rank may hear nothing from another for longer than the 30 seconds that Gloo waits by itself.
+ENVIRONMENT = {"hierarchy": (("HOROVOD_GLOO_TIMEOUT_SECONDS", "120"),)}
 CASES = [
     *grid(HERE, EVERYWHERE, itertools.product(LAUNCHERS, (2, 3, 4))),
     *grid(HERE, MODULES, [("horovodrun", 2), ("mpirun", 3), ("mpirun", 4)]),
@@ -28,5 +30,6 @@ CASES = [
 @pytest.mark.timeout(max(SECONDS.values()) + 60)
 def test_check(launcher: str, ranks: int, module: str, check: str) -> None:
     seconds = SECONDS.get(module, TIMEOUT_SECONDS)
-    failure = outcome(HERE, launcher, ranks, module, timeout=seconds)[check]
+    environment = ENVIRONMENT.get(module, ())
+    failure = outcome(HERE, launcher, ranks, module, environment=environment, timeout=seconds)[check]
     assert not failure, failure
