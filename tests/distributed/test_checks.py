@@ -15,7 +15,7 @@ EVERYWHERE = ("invariants", "refusals")
 # Every number of ranks and every launcher.
 MODULES = ("checkpoint_refusals", "checkpoints", "dense", "models", "options")
 # Horovod asks the ranks of each process set for news in turn, which takes long where processes share a core.
-SECONDS = {"hierarchy": 2 * TIMEOUT_SECONDS}
+SECONDS = {"hierarchy": 3 * TIMEOUT_SECONDS}
 # There a rank may hear nothing from another for longer than the 30 seconds that Gloo waits by itself.
 ENVIRONMENT = {"hierarchy": (("HOROVOD_GLOO_TIMEOUT_SECONDS", "120"),)}
 CASES = [
