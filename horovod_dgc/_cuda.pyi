@@ -8,9 +8,6 @@ Kernels run one after another on the stream given. RuntimeError: one could not b
 
 from horovod_dgc import _core
 
-STRIPE: int
-"""Elements that a block of threads goes through."""
-
 def has_format(layout: _core.Layout) -> bool:
     """Whether kernels know the layout: n < 2**31, elias-fano or int32, float32, float16, bfloat16, int8 or int4."""
 
@@ -51,7 +48,7 @@ class Batch:
     def write(self, table: int, payloads: int, kept: int, progress: int, scratch: int, host: int) -> None:
         """Write the table, with these addresses on the device, to ``host``.
 
-        progress: int32, 5 for each tensor, of which the third becomes 1 where v' is not finite, and the fourth the
+        progress: int32, 8 for each tensor, of which the third becomes 1 where v' is not finite, and the fourth the
         number of coordinates sent with a value other than 0, of a layout that is not dense.
         """
     def propose(self, table: int, scratch: int, stream: int) -> None: ...

@@ -199,8 +199,8 @@ $report"
 # -P: the installed package must work, not the one in this folder.
 is_built() {
   "$venv/bin/python" -P -c 'import pathlib, horovod_dgc._core
-assert list(pathlib.Path(horovod_dgc.__file__).parent.glob("tensorflow/_operations.*.so"))'
-  [[ -n $name ]] || "$venv/bin/python" -P -c 'import horovod_dgc._cuda'
+assert list(pathlib.Path(horovod_dgc.__file__).parent.glob("tensorflow/_operations.*.so"))' &&
+    { [[ -n $name ]] || "$venv/bin/python" -P -c 'import horovod_dgc._cuda'; }
 }
 
 install_package() {

@@ -149,7 +149,6 @@ PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of horovod_dgc: the passes of a step on device memory.";
   // Its Layout and Update are arguments here.
   py::module_::import("horovod_dgc._core");
-  m.attr("STRIPE") = dgc::cuda::kStripe;
   m.def("has_format", &dgc::cuda::has_format, py::arg("layout"));
   dgc::cuda::bind_batch(&m);
   dgc::cuda::bind_sums(&m);

@@ -105,7 +105,7 @@ class Proposals(Protocol):
     def nonfinite(self) -> int | torch.Tensor: ...
 
     def to_host(self) -> None:
-        """Bring the payloads, and what else is known, to host memory, if they are not there."""
+        """Bring the payloads to host memory, if they are not there."""
         ...
 
 
