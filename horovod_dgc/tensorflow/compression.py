@@ -121,6 +121,8 @@ class Compression(tf.Module):  # type: ignore[misc]
             hierarchy=nodes,
         )
 
+    # What follows chooses operations in Python alone; left to AutoGraph, tracing takes several times as long.
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def compress(self, tensor: tf.Tensor) -> tuple[tf.Tensor, Exchange | None]:
         """Called by Horovod, while a graph is traced, with a variable's gradient.
 
@@ -131,6 +133,7 @@ class Compression(tf.Module):  # type: ignore[misc]
         exchange = self._graphs.exchange(call)
         return (tensor, None) if exchange is None else (exchange.message(), exchange)
 
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def decompress(self, tensor: tf.Tensor, ctx: Exchange | None) -> tf.Tensor:
         """Called by Horovod with the reduced tensor; returns the gradient to apply."""
         return tensor if ctx is None else ctx.finish(tensor)

@@ -15,6 +15,7 @@ from horovod_dgc.hierarchy import Members
 from horovod_dgc.methods.base import FloatArray, Plan
 from horovod_dgc.stats import TensorStats
 from horovod_dgc.torch.backends import Addition, Inputs, Proposals, Reduction
+from horovod_dgc.torch.collectives import wait
 from horovod_dgc.torch.tensors import Tensor, flatten
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class Exchange:
         if self._transport != "sparse-allreduce":
             return 0.0
         began = time.perf_counter()
-        received, _ = hvd.synchronize(self._handle)
+        received, _ = wait(self._handle)
         arrived = time.perf_counter()
         process_set = self.members.process_set
         codec, randomness = self._plan.codec, self.inputs.randomness
@@ -195,7 +196,7 @@ class Exchange:
         if self._proposals is not None or not self._plan.numel:
             return 0.0
         began = time.perf_counter()
-        opened = settled if self._opening is None else hvd.synchronize(self._opening).numpy()
+        opened = settled if self._opening is None else wait(self._opening).numpy()
         self._opening = None
         arrived = time.perf_counter()
         self.inputs = replace(self.inputs, opened=opened)
@@ -292,7 +293,7 @@ class Exchange:
 
     def receive(self, output: torch.Tensor) -> None:
         """Wait for what has been sent to come back, and take the factor from Horovod's ``output``."""
-        self._received = output if self._handle is None else hvd.synchronize(self._handle)
+        self._received = output if self._handle is None else wait(self._handle)
         votes, gathered = self._plan.codec.votes, self._transport != "allreduce"
         if not self._carried:
             self._told = float(output)

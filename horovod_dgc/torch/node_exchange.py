@@ -12,6 +12,7 @@ from horovod_dgc import _core
 from horovod_dgc.hierarchy import Members
 from horovod_dgc.methods.base import FloatArray, Plan
 from horovod_dgc.stats import TensorStats
+from horovod_dgc.torch.collectives import wait
 from horovod_dgc.torch.exchange import Exchange, deliver
 from horovod_dgc.torch.tensors import Tensor, flatten
 from horovod_dgc.transport import FLOAT32_NBYTES
@@ -99,7 +100,7 @@ class NodeExchange:
         if self._scattered is None:
             return 0.0
         began = time.perf_counter()
-        part = hvd.synchronize(self._scattered)
+        part = wait(self._scattered)
         waited = time.perf_counter() - began
         self._scattered = None
         between = Exchange(self.step, self._entry, part, self._plan, self._group, self.message, self._across)
@@ -132,7 +133,7 @@ class NodeExchange:
         """As for :class:`~horovod_dgc.torch.exchange.Exchange`."""
         assert self._gathered is not None
         began = time.perf_counter()
-        result = hvd.synchronize(self._gathered).view(-1)
+        result = wait(self._gathered).view(-1)
         arrived = time.perf_counter()
         factor = float(output)
         if self.step.abandoned:

@@ -15,6 +15,7 @@ from horovod_dgc.hierarchy import Members
 from horovod_dgc.methods.base import FloatArray, Method, Plan, clip_factor, clip_limit
 from horovod_dgc.stats import TensorStats
 from horovod_dgc.torch.backends import Backend, Proposals
+from horovod_dgc.torch.collectives import wait
 from horovod_dgc.torch.exchange import Exchange
 from horovod_dgc.torch.moments import SecondMoments
 from horovod_dgc.torch.node_exchange import NodeExchange
@@ -147,7 +148,7 @@ class Step:
         settled = self._settled()
         waited += sum(exchange.proceed(settled) for exchange in exchanges)
         began = time.perf_counter()
-        self.abandoned = bool(hvd.synchronize(self._flag).item())
+        self.abandoned = bool(wait(self._flag).item())
         waited += time.perf_counter() - began
         for backend in {backend for backend, _ in self._companies}:
             backend.require_valid()

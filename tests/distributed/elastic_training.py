@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from checks.common import Fed, compressed, digest
 from elastic_worker import MOMENTUM, OP, Worker
+from waiting import without_spinning
 
 from horovod_dgc import DGC, Warmup
 from horovod_dgc.torch.elastic import TorchState
 
+without_spinning()
 hvd.init()
 torch.set_num_threads(1)
 model = Fed()

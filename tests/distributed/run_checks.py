@@ -7,7 +7,9 @@ import os
 import horovod.torch as hvd
 import torch
 from rank import run_checks
+from waiting import without_spinning
 
+without_spinning()
 torch.set_num_threads(1)
 # On one GPU NCCL takes only ranks that say that they are on hosts of their own; then they talk over the network.
 os.environ.setdefault("NCCL_HOSTID", os.environ.get("HOROVOD_RANK", "0"))

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from checks.common import compressed, digest
 from torch import nn
+from waiting import without_spinning
 
 from horovod_dgc import DGC
 
@@ -132,6 +133,7 @@ def large_once() -> None:
 
 def main() -> None:
     steps, result = int(sys.argv[1]), Path(sys.argv[2])
+    without_spinning()
     torch.set_num_threads(1)
     hvd.init()
     common = np.random.default_rng(5)

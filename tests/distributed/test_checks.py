@@ -14,10 +14,8 @@ HERE = Path(__file__).parent
 EVERYWHERE = ("invariants", "refusals")
 # Every number of ranks and every launcher.
 MODULES = ("checkpoint_refusals", "checkpoints", "dense", "models", "options")
-# Horovod asks the ranks of each process set for news in turn, which takes long where processes share a core.
-SECONDS = {"hierarchy": 3 * TIMEOUT_SECONDS}
-# There a rank may hear nothing from another for longer than the 30 seconds that Gloo waits by itself.
-ENVIRONMENT = {"hierarchy": (("HOROVOD_GLOO_TIMEOUT_SECONDS", "120"),)}
+# PowerSGD is allreduced, and of three summands an allreduce's rounding depends on what Horovod happens to fuse.
+ENVIRONMENT = {"elastic": (("HOROVOD_FUSION_THRESHOLD", "0"),)}
 CASES = [
     *grid(HERE, EVERYWHERE, itertools.product(LAUNCHERS, (2, 3, 4))),
     *grid(HERE, MODULES, [("horovodrun", 2), ("mpirun", 3), ("mpirun", 4)]),
@@ -27,9 +25,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("launcher", "ranks", "module", "check"), CASES)
-@pytest.mark.timeout(max(SECONDS.values()) + 60)
+@pytest.mark.timeout(TIMEOUT_SECONDS + 60)
 def test_check(launcher: str, ranks: int, module: str, check: str) -> None:
-    seconds = SECONDS.get(module, TIMEOUT_SECONDS)
-    environment = ENVIRONMENT.get(module, ())
-    failure = outcome(HERE, launcher, ranks, module, environment=environment, timeout=seconds)[check]
+    failure = outcome(HERE, launcher, ranks, module, environment=ENVIRONMENT.get(module, ()))[check]
     assert not failure, failure
