@@ -13,6 +13,9 @@ JOBS := $(shell nproc)
 # -P: tests import the installed package, which is the tree's in .venv only.
 PYTEST = $(IN_VENV) $(BIN)/python -P -m pytest --instafail --durations=25 --timeout=300
 
+# Not for tests that start a worker on each core themselves.
+EACH_ON_A_CORE = --numprocesses=$(JOBS)
+
 comma := ,
 
 # $(1) folder under build/, $(2) options of csrc/CMakeLists.txt
@@ -65,10 +68,11 @@ demo-tensorflow: env ## The same with TensorFlow and Keras
 	$(IN_VENV) $(BIN)/python examples/demo.py --framework tensorflow --output demo/tensorflow $(DEMO_ARGS)
 
 test: env lint cpp-test cpp-test-asan cpp-test-tsan fuzz-quick ## Every check: lint, C++ tests, fuzzing, Python tests
-	$(PYTEST) tests/unit tests/distributed tests/tensorflow tests/gpu tests/packaging
+	$(PYTEST) $(EACH_ON_A_CORE) tests/unit
+	$(PYTEST) tests/distributed tests/tensorflow tests/gpu tests/packaging
 
 test-quick: env ## Python unit tests only
-	$(PYTEST) tests/unit
+	$(PYTEST) $(EACH_ON_A_CORE) tests/unit
 
 test-tf215: VENV := .venv-tf215
 test-tf215: env-tf215 ## TensorFlow tests with TensorFlow 2.15 and Keras 2
