@@ -87,6 +87,10 @@ WORKERS = (4, 8, 16, 32)
 IMAGES_PER_STEP = 128
 SPREAD: dict[str, Any] = {"epochs": 8}
 
+# How many times as many epochs; the warm-ups stay the same fraction of them.
+LENGTHS = (1, 4)
+LENGTHENED = ("digits", "images")
+
 
 def ablations(task: str) -> dict[str, Contender]:
     """Ablations of DGC at 0.1 % that make sense in a task, and a remedy."""
@@ -125,6 +129,12 @@ def spread_run(contender: Contender, workers: int, seed: int) -> Run:
     return Run("images", contender, contender.training(spread(workers, seed)))
 
 
+def length_run(task: str, contender: Contender, times: int, seed: int) -> Run:
+    common = TASKS[task]
+    longer = replace(common, epochs=times * common.epochs, warmup=times * common.warmup, seed=seed)
+    return Run(task, contender, contender.training(longer))
+
+
 def _everywhere(listed: dict[str, Contender]) -> Iterator[Run]:
     """Each contender in each task, one seed after the other."""
     for seed in SEEDS:
@@ -155,6 +165,15 @@ def worker_runs() -> Iterator[Run]:
                 yield spread_run(MAIN[name], workers, seed)
 
 
+def length_runs() -> Iterator[Run]:
+    """Only those that no other part has."""
+    for task in LENGTHENED:
+        for seed in SEEDS:
+            for times in LENGTHS:
+                if times != 1:
+                    yield from (length_run(task, MAIN[name], times, seed) for name in (DENSE, DGC_01))
+
+
 def rate_runs() -> Iterator[Run]:
     """Only those that no other part has."""
     for task, rates in RATES.items():
@@ -174,6 +193,7 @@ PARTS = {
     "ablations": ablation_runs,
     "rates": rate_runs,
     "best-ratio": best_ratio_runs,
+    "length": length_runs,
     "workers": worker_runs,
     "family": family_runs,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -84,16 +85,31 @@ def table(rows: Rows, dense: Mapping[int, dict[str, Any]], higher_is_better: boo
     return markdown(columns, (cells(name, seeds, dense, higher_is_better) for name, seeds in rows.items()))
 
 
+def beside_dense(results: Results, runs: Iterable[plan.Run]) -> list[str]:
+    """DGC at 0.1 % and dense under the same circumstances: both figures, seeds, distance and verdict."""
+    rows = finished(results, runs)
+    dense, dgc = rows[DENSE], rows[plan.DGC_01]
+    return [cells(DENSE, dense, dense, True)[2], *cells(plan.DGC_01, dgc, dense, True)[1:5]]
+
+
+BESIDE_DENSE = ("dense, %", "seeds", "DGC 0.1 %, %", "worse by", "verdict")
+
+
 def worker_table(results: Results) -> str:
     lines = []
     for workers in plan.WORKERS:
         runs = [plan.spread_run(plan.MAIN[name], workers, seed) for seed in plan.SEEDS for name in (DENSE, plan.DGC_01)]
-        rows = finished(results, runs)
-        dense, dgc = rows[DENSE], rows[plan.DGC_01]
-        batch = str(plan.IMAGES_PER_STEP // workers)
-        reference = cells(DENSE, dense, dense, True)[2]
-        lines.append([str(workers), batch, reference, *cells(plan.DGC_01, dgc, dense, True)[1:5]])
-    return markdown(("workers", "images each", "dense, %", "seeds", "DGC 0.1 %, %", "worse by", "verdict"), lines)
+        lines.append([str(workers), str(plan.IMAGES_PER_STEP // workers), *beside_dense(results, runs)])
+    return markdown(("workers", "images each", *BESIDE_DENSE), lines)
+
+
+def length_table(results: Results) -> str:
+    lines = []
+    for task, times in itertools.product(plan.LENGTHENED, plan.LENGTHS):
+        names = (DENSE, plan.DGC_01)
+        runs = [plan.length_run(task, plan.MAIN[name], times, seed) for seed in plan.SEEDS for name in names]
+        lines.append([task, f"{times * plan.TASKS[task].epochs:g}", *beside_dense(results, runs)])
+    return markdown(("task", "epochs", *BESIDE_DENSE), lines)
 
 
 def rate_table(results: Results) -> str:
@@ -149,6 +165,7 @@ def write(docs: Path, results: Results) -> None:
     tables["family"] = table(family, family[DENSE], True)
     tables["rates"] = rate_table(results)
     tables["workers"] = worker_table(results)
+    tables["length"] = length_table(results)
     found = process_rows(results)
     tables[processes.PART] = process_table(found)
     plots.curves(folder / f"{processes.PART}.svg", found, FIGURES[True])
