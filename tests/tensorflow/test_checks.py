@@ -14,14 +14,15 @@ MPI, GLOO = ("mpirun", 2), ("horovodrun", 3)
 LEGACY = (("TF_USE_LEGACY_KERAS", "1"),)
 
 if importlib.metadata.version("keras").startswith("3"):
-    CASES = [((), *case) for case in grid(HERE, ("fitting", "invariants", "refusals"), (MPI, GLOO))]
+    CASES = [((), *case) for case in grid(HERE, ("invariants", "refusals"), (MPI, GLOO))]
     CASES += [((), *case) for case in grid(HERE, ("checkpoints", "dense", "elastic", "family", "precision"), (MPI,))]
-    CASES += [((), *case) for case in grid(HERE, ("models",), (GLOO,))]
+    CASES += [((), *case) for case in grid(HERE, ("fitting", "models"), (GLOO,))]
     # There a rank may hear nothing from another for longer than the 30 seconds that Gloo waits by itself.
     patient = (("HOROVOD_GLOO_TIMEOUT_SECONDS", "120"),)
     CASES += [(patient, *case) for case in grid(HERE, ("hierarchy",), (("nodes", 4),))]
     # TensorFlow with tf_keras: what depends on Keras, Horovod's own optimizer included.
-    CASES += [(LEGACY, *case) for case in grid(HERE, ("dense", "fitting"), (("horovodrun", 2),))]
+    CASES += [(LEGACY, *case) for case in grid(HERE, ("fitting",), (MPI,))]
+    CASES += [(LEGACY, *case) for case in grid(HERE, ("dense",), (("horovodrun", 2),))]
 else:
     # What depends on Keras or on how TensorFlow traces; methods and loss scales of a tape do not.
     MODULES = ("checkpoints", "dense", "elastic", "invariants", "models", "refusals")

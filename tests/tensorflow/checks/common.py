@@ -74,6 +74,8 @@ class Trainer:
         model: with ``variables`` and ``loss(inputs)``.
         method: None for Horovod without compression.
         eager: leave ``tf.function`` out.
+        built: let the optimizer make its variables at once, as Keras' ``fit`` does. Otherwise it makes them while the
+            step is traced, which TensorFlow then does once more.
         settings: of the Compression; options: of the tape.
     """
 
@@ -84,10 +86,13 @@ class Trainer:
         optimizer: Any,
         *,
         eager: bool = False,
+        built: bool = True,
         settings: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
         self.model, self.optimizer = model, optimizer
+        if built:
+            optimizer.build(model.variables)
         self.compression: Any = hvd.Compression.none
         if method is not None:
             self.compression = Compression(method, optimizer, model.variables, **(settings or {}))

@@ -22,11 +22,11 @@ EXACT = DGC(**EXACT_VALUES)
 
 
 def same_as_dense(build: Any, *, transports: tuple[str, ...] = ("gather", "allreduce"), **options: Any) -> None:
-    dense = Trainer(Dense(), None, build(), **options)
+    dense = Trainer(Dense(), None, build(), built=False, **options)
     expected = dense.run()
     for name in transports:
         model = Dense()
-        ours = Trainer(model, EXACT, build(), settings={"transport": name}, **options).run()
+        ours = Trainer(model, EXACT, build(), built=False, settings={"transport": name}, **options).run()
         assert_ranks_identical(model.variables, name)
         assert_same_trajectory(ours, expected)
 
