@@ -303,7 +303,7 @@ def check_v1_optimizers() -> None:
     for method in (EXACT, None):
         model = Dense()
         optimizer = tf.compat.v1.train.GradientDescentOptimizer(0.05)
-        trajectories.append(Trainer(model, method, optimizer).run())
+        trajectories.append(Trainer(model, method, optimizer, built=False).run())
     assert_same_trajectory(*trajectories)
     model = Dense()
     inner = tf.compat.v1.train.AdamOptimizer(0.01)

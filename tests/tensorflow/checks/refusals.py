@@ -172,7 +172,7 @@ def check_scale_that_does_not_exist_yet() -> None:
     model = Dense()
     scaled = keras.optimizers.LossScaleOptimizer(sgd())
     with raises(ValueError, "optimizer.build"):
-        Trainer(model, METHOD, scaled).step(batch(0))
+        Trainer(model, METHOD, scaled, built=False).step(batch(0))
 
 
 def check_variables_out_of_sync() -> None:
