@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -125,11 +126,11 @@ def rate_run(task: str, contender: Contender, rate: float) -> Run:
     return run_of(task, other, SEEDS[0])
 
 
-def spread_run(contender: Contender, workers: int, seed: int) -> Run:
+def spread_run(workers: int, contender: Contender, seed: int) -> Run:
     return Run("images", contender, contender.training(spread(workers, seed)))
 
 
-def length_run(task: str, contender: Contender, times: int, seed: int) -> Run:
+def length_run(task: str, times: int, contender: Contender, seed: int) -> Run:
     common = TASKS[task]
     longer = replace(common, epochs=times * common.epochs, warmup=times * common.warmup, seed=seed)
     return Run(task, contender, contender.training(longer))
@@ -162,16 +163,14 @@ def worker_runs() -> Iterator[Run]:
     for seed in SEEDS:
         for workers in WORKERS:
             for name in (DENSE, DGC_01):
-                yield spread_run(MAIN[name], workers, seed)
+                yield spread_run(workers, MAIN[name], seed)
 
 
 def length_runs() -> Iterator[Run]:
     """Only those that no other part has."""
-    for task in LENGTHENED:
-        for seed in SEEDS:
-            for times in LENGTHS:
-                if times != 1:
-                    yield from (length_run(task, MAIN[name], times, seed) for name in (DENSE, DGC_01))
+    others = [times for times in LENGTHS if times != 1]
+    for task, seed, times, name in itertools.product(LENGTHENED, SEEDS, others, (DENSE, DGC_01)):
+        yield length_run(task, times, MAIN[name], seed)
 
 
 def rate_runs() -> Iterator[Run]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from convergence import plan, plots, processes
 from convergence.verdicts import Comparison, compared, deviation
 from support import report
-from support.contenders import DENSE
+from support.contenders import DENSE, Contender
 from support.results import Results
 
 PAGE = "convergence.md"
@@ -85,9 +86,13 @@ def table(rows: Rows, dense: Mapping[int, dict[str, Any]], higher_is_better: boo
     return markdown(columns, (cells(name, seeds, dense, higher_is_better) for name, seeds in rows.items()))
 
 
-def beside_dense(results: Results, runs: Iterable[plan.Run]) -> list[str]:
-    """DGC at 0.1 % and dense under the same circumstances: both figures, seeds, distance and verdict."""
-    rows = finished(results, runs)
+def beside_dense(results: Results, run: Callable[[Contender, int], plan.Run]) -> list[str]:
+    """DGC at 0.1 % and dense under the same circumstances: both figures, seeds, distance and verdict.
+
+    Args:
+        run: the run of a contender and a seed under these circumstances.
+    """
+    rows = finished(results, [run(plan.MAIN[name], seed) for name in (DENSE, plan.DGC_01) for seed in plan.SEEDS])
     dense, dgc = rows[DENSE], rows[plan.DGC_01]
     return [cells(DENSE, dense, dense, True)[2], *cells(plan.DGC_01, dgc, dense, True)[1:5]]
 
@@ -98,17 +103,16 @@ BESIDE_DENSE = ("dense, %", "seeds", "DGC 0.1 %, %", "worse by", "verdict")
 def worker_table(results: Results) -> str:
     lines = []
     for workers in plan.WORKERS:
-        runs = [plan.spread_run(plan.MAIN[name], workers, seed) for seed in plan.SEEDS for name in (DENSE, plan.DGC_01)]
-        lines.append([str(workers), str(plan.IMAGES_PER_STEP // workers), *beside_dense(results, runs)])
+        figures = beside_dense(results, functools.partial(plan.spread_run, workers))
+        lines.append([str(workers), str(plan.IMAGES_PER_STEP // workers), *figures])
     return markdown(("workers", "images each", *BESIDE_DENSE), lines)
 
 
 def length_table(results: Results) -> str:
     lines = []
     for task, times in itertools.product(plan.LENGTHENED, plan.LENGTHS):
-        names = (DENSE, plan.DGC_01)
-        runs = [plan.length_run(task, plan.MAIN[name], times, seed) for seed in plan.SEEDS for name in names]
-        lines.append([task, f"{times * plan.TASKS[task].epochs:g}", *beside_dense(results, runs)])
+        figures = beside_dense(results, functools.partial(plan.length_run, task, times))
+        lines.append([task, f"{times * plan.TASKS[task].epochs:g}", *figures])
     return markdown(("task", "epochs", *BESIDE_DENSE), lines)
 
 
