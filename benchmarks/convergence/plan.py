@@ -90,7 +90,7 @@ SPREAD: dict[str, Any] = {"epochs": 8}
 
 # How many times as many epochs; the warm-ups stay the same fraction of them.
 LENGTHS = (1, 4)
-LENGTHENED = ("digits", "images")
+LENGTHENED = ("digits", "images", "words")
 
 
 def ablations(task: str) -> dict[str, Contender]:

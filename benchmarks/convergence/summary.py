@@ -86,24 +86,25 @@ def table(rows: Rows, dense: Mapping[int, dict[str, Any]], higher_is_better: boo
     return markdown(columns, (cells(name, seeds, dense, higher_is_better) for name, seeds in rows.items()))
 
 
-def beside_dense(results: Results, run: Callable[[Contender, int], plan.Run]) -> list[str]:
+def beside_dense(results: Results, task: str, run: Callable[[Contender, int], plan.Run]) -> list[str]:
     """DGC at 0.1 % and dense under the same circumstances: both figures, seeds, distance and verdict.
 
     Args:
         run: the run of a contender and a seed under these circumstances.
     """
+    higher_is_better = plan.TASKS[task].higher_is_better
     rows = finished(results, [run(plan.MAIN[name], seed) for name in (DENSE, plan.DGC_01) for seed in plan.SEEDS])
     dense, dgc = rows[DENSE], rows[plan.DGC_01]
-    return [cells(DENSE, dense, dense, True)[2], *cells(plan.DGC_01, dgc, dense, True)[1:5]]
+    return [cells(DENSE, dense, dense, higher_is_better)[2], *cells(plan.DGC_01, dgc, dense, higher_is_better)[1:5]]
 
 
-BESIDE_DENSE = ("dense, %", "seeds", "DGC 0.1 %, %", "worse by", "verdict")
+BESIDE_DENSE = ("dense", "seeds", plan.DGC_01, "worse by", "verdict")
 
 
 def worker_table(results: Results) -> str:
     lines = []
     for workers in plan.WORKERS:
-        figures = beside_dense(results, functools.partial(plan.spread_run, workers))
+        figures = beside_dense(results, "images", functools.partial(plan.spread_run, workers))
         lines.append([str(workers), str(plan.IMAGES_PER_STEP // workers), *figures])
     return markdown(("workers", "images each", *BESIDE_DENSE), lines)
 
@@ -111,8 +112,9 @@ def worker_table(results: Results) -> str:
 def length_table(results: Results) -> str:
     lines = []
     for task, times in itertools.product(plan.LENGTHENED, plan.LENGTHS):
-        figures = beside_dense(results, functools.partial(plan.length_run, task, times))
-        lines.append([task, f"{times * plan.TASKS[task].epochs:g}", *figures])
+        training = plan.TASKS[task]
+        figures = beside_dense(results, task, functools.partial(plan.length_run, task, times))
+        lines.append([f"{task}, {FIGURES[training.higher_is_better]}", f"{times * training.epochs:g}", *figures])
     return markdown(("task", "epochs", *BESIDE_DENSE), lines)
 
 
