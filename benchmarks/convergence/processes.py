@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS: Mapping[str, str] = {"PyTorch": "pytorch_images.py", "TensorFlow": "tensorflow_keras_images.py"}
 COMPRESSIONS: Mapping[str, str] = {"dense": "none", "DGC 0.1 %": "dgc:density=0.001", "DGC 1 %": "dgc:density=0.01"}
 WORKERS = 2
-SEED = 42
+SEEDS = (42, 43, 44)
 OPTIONS: Mapping[str, Any] = {
     "width": 16,
     "batch-size": 32,
@@ -28,29 +29,28 @@ OPTIONS: Mapping[str, Any] = {
 TIME_LIMIT = 3600.0
 
 
-def key_of(framework: str, contender: str) -> dict[str, Any]:
+def key_of(framework: str, contender: str, seed: int) -> dict[str, Any]:
     return {
         "task": f"images, {framework}",
         "contender": contender,
         "workers": WORKERS,
-        "seed": SEED,
+        "seed": seed,
         "settings": {"script": SCRIPTS[framework], "compression": COMPRESSIONS[contender], **OPTIONS},
         "points": OPTIONS["epochs"],
     }
 
 
 def run_all(results: Results) -> None:
-    for framework in SCRIPTS:
-        for contender in COMPRESSIONS:
-            key = key_of(framework, contender)
-            if results.get(key) is None:
-                with report.CONSOLE.status(f"{key['task']}: {contender}, {WORKERS} processes"):
-                    results.add(key, run(framework, contender))
+    for seed, framework, contender in itertools.product(SEEDS, SCRIPTS, COMPRESSIONS):
+        key = key_of(framework, contender, seed)
+        if results.get(key) is None:
+            with report.CONSOLE.status(f"{key['task']}: {contender}, seed {seed}, {WORKERS} processes"):
+                results.add(key, run(framework, contender, seed))
 
 
-def run(framework: str, contender: str) -> dict[str, Any]:
+def run(framework: str, contender: str, seed: int) -> dict[str, Any]:
     """The findings of one job, as those of a simulated one."""
-    settings = {"compression": COMPRESSIONS[contender], "seed": SEED, **OPTIONS}
+    settings = {"compression": COMPRESSIONS[contender], "seed": seed, **OPTIONS}
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.jsonl"
         command = [str(EXAMPLES / SCRIPTS[framework]), "--log-json", str(log)]

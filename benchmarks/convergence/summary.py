@@ -140,9 +140,11 @@ def final(row: Mapping[str, Any] | None, higher_is_better: bool) -> str:
 def process_rows(results: Results) -> dict[str, Rows]:
     """By framework."""
     found: dict[str, Rows] = {}
-    for framework in processes.SCRIPTS:
-        rows = {name: results.get(processes.key_of(framework, name)) for name in processes.COMPRESSIONS}
-        found[framework] = {name: {} if row is None else {processes.SEED: row} for name, row in rows.items()}
+    for framework, contender, seed in itertools.product(processes.SCRIPTS, processes.COMPRESSIONS, processes.SEEDS):
+        seeds = found.setdefault(framework, {}).setdefault(contender, {})
+        row = results.get(processes.key_of(framework, contender, seed))
+        if row is not None:
+            seeds[seed] = row
     return found
 
 
