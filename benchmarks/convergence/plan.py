@@ -82,7 +82,7 @@ FAMILY = {
 
 # Peak learning rates beside a task's own, one seed each.
 RATES: dict[str, tuple[float, ...]] = {"images": (0.05, 0.1, 0.2), "words": (0.3, 1.0, 3.0, 6.0, 10.0)}
-AT_RATES = contenders(MAIN[DENSE], MAIN[DGC_01], ABLATIONS["no factor masking"], MAIN["DGC 1 %"])
+AT_RATES = contenders(MAIN[DENSE], MAIN[DGC_01], ABLATIONS["no factor masking"])
 
 # The same 128 images in a step and the same steps for any number of workers: only who computes the gradient differs.
 WORKERS = (4, 8, 16, 32)

@@ -41,7 +41,7 @@ def key_of(framework: str, contender: str, seed: int) -> dict[str, Any]:
 
 
 def run_all(results: Results) -> None:
-    for seed, framework, contender in itertools.product(SEEDS, SCRIPTS, COMPRESSIONS):
+    for contender, seed, framework in itertools.product(COMPRESSIONS, SEEDS, SCRIPTS):
         key = key_of(framework, contender, seed)
         if results.get(key) is None:
             with report.CONSOLE.status(f"{key['task']}: {contender}, seed {seed}, {WORKERS} processes"):

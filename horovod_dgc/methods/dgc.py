@@ -39,7 +39,8 @@ class DGC(Method):
         momentum_correction: take momentum over from the optimizer and apply it before selection (section 3.2).
             Without it the method is gradient dropping with the optimizer's momentum applied afterwards.
         factor_masking: clear the velocity of sent coordinates (section 3.2). Where every coordinate is
-            sent, none is stale, and the velocity is kept.
+            sent, none is stale, and the velocity is kept. Coordinates that are sent in nearly every step lose nearly
+            all momentum by it; worth trying without at a density of 0.01 or more.
         sample_ratio: share of elements sampled for the threshold estimate, in (0, 1]. It changes the speed
             only: exactly the k largest are sent for any ratio.
 
