@@ -24,14 +24,24 @@ FIGURES = {True: "accuracy, %", False: "perplexity"}
 Rows = dict[str, dict[int, dict[str, Any]]]  # finished rows by contender and seed; empty where none is
 
 
-def finished(results: Results, runs: Iterable[plan.Run]) -> Rows:
+def found_rows(results: Results, wanted: Iterable[tuple[str, int, dict[str, Any]]]) -> Rows:
+    """Those that are finished of the wanted rows, each given by its contender, seed and key."""
     rows: Rows = {}
-    for run in runs:
-        seeds = rows.setdefault(run.contender.name, {})
-        row = results.get(run.key)
+    for contender, seed, key in wanted:
+        seeds = rows.setdefault(contender, {})
+        row = results.get(key)
         if row is not None:
-            seeds[run.training.seed] = row
+            seeds[seed] = row
     return rows
+
+
+def finished(results: Results, runs: Iterable[plan.Run]) -> Rows:
+    return found_rows(results, ((run.contender.name, run.training.seed, run.key) for run in runs))
+
+
+def measured(task: str) -> str:
+    """A task and the figure that it is judged by."""
+    return f"{task}, {FIGURES[plan.TASKS[task].higher_is_better]}"
 
 
 def shown(value: float, higher_is_better: bool) -> str:
@@ -112,10 +122,9 @@ def worker_table(results: Results) -> str:
 def length_table(results: Results) -> str:
     lines = []
     for task, lengths in plan.LENGTHS.items():
-        training = plan.TASKS[task]
         for times in lengths:
             figures = beside_dense(results, task, functools.partial(plan.length_run, task, times))
-            lines.append([f"{task}, {FIGURES[training.higher_is_better]}", f"{times * training.epochs:g}", *figures])
+            lines.append([measured(task), f"{times * plan.TASKS[task].epochs:g}", *figures])
     return markdown(("task", "epochs", *BESIDE_DENSE), lines)
 
 
@@ -127,7 +136,7 @@ def rate_table(results: Results) -> str:
         for rate in rates:
             found = [results.get(plan.rate_run(task, each, rate).key) for each in plan.AT_RATES.values()]
             own = f"**{rate:g}**" if rate == training.rate else f"{rate:g}"
-            lines.append([f"{task}, {FIGURES[training.higher_is_better]}", own])
+            lines.append([measured(task), own])
             lines[-1] += [final(row, training.higher_is_better) for row in found]
     return markdown(("task", "peak rate", *plan.AT_RATES), lines)
 
@@ -140,13 +149,11 @@ def final(row: Mapping[str, Any] | None, higher_is_better: bool) -> str:
 
 def process_rows(results: Results) -> dict[str, Rows]:
     """By framework."""
-    found: dict[str, Rows] = {}
-    for framework, contender, seed in itertools.product(processes.SCRIPTS, processes.COMPRESSIONS, processes.SEEDS):
-        seeds = found.setdefault(framework, {}).setdefault(contender, {})
-        row = results.get(processes.key_of(framework, contender, seed))
-        if row is not None:
-            seeds[seed] = row
-    return found
+    each = list(itertools.product(processes.COMPRESSIONS, processes.SEEDS))
+    return {
+        framework: found_rows(results, ((name, seed, processes.key_of(framework, name, seed)) for name, seed in each))
+        for framework in processes.SCRIPTS
+    }
 
 
 def process_table(found: dict[str, Rows]) -> str:
