@@ -1,19 +1,12 @@
-"""``python -m horovod_dgc COMMAND``."""
+"""``python -m horovod_dgc COMMAND``, and the console script ``horovod-dgc COMMAND``."""
 
 from __future__ import annotations
 
-import sys
+from horovod_dgc.commands import commands
 
 
 def main() -> None:
-    try:
-        from horovod_dgc.plan.command import commands
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in ("click", "rich"):
-            raise
-        sys.exit(f"python -m horovod_dgc needs {missing}, which is not installed: pip install 'horovod_dgc[plan]'")
-    commands(prog_name="python -m horovod_dgc")
+    commands(prog_name="horovod-dgc")
 
 
 if __name__ == "__main__":

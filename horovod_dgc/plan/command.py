@@ -20,12 +20,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.group()
-def commands() -> None:
-    """Gradient compression for Horovod."""
-
-
-@commands.command()
+@click.command()
 @click.option("--model", help=f"A model file (.pt, .pth, .safetensors, .keras), or one of {', '.join(shapes.NAMED)}.")
 @click.option("--shapes", "shapes_path", type=EXISTING, help="JSON: shapes by parameter name, instead of --model.")
 @click.option("--workers", type=int, required=True, help="Processes in all.")

@@ -18,7 +18,7 @@ import horovod_dgc
 from horovod_dgc import DGC, shapes, traffic
 from horovod_dgc.cost import Cluster, Rates, predict
 from horovod_dgc.plan import contenders, models, units, view
-from horovod_dgc.plan.command import commands
+from horovod_dgc.commands import commands
 from horovod_dgc.rates import assumed
 
 JOB = ("--model", "alexnet-two-columns", "--workers", "64", "--bandwidth", "1gbit", "--step-time", "350ms")
@@ -319,14 +319,6 @@ def run_without(*modules: str, arguments: tuple[str, ...] = ()) -> subprocess.Co
         check=False,
         cwd=Path(horovod_dgc.__file__).parents[1],
     )
-
-
-@pytest.mark.parametrize("module", ["click", "rich"])
-def test_what_is_not_installed_is_named(module: str) -> None:
-    run = run_without(module, arguments=("plan", "--help"))
-    assert run.returncode == 1
-    assert f"needs {module}, which is not installed: pip install 'horovod_dgc[plan]'" in run.stderr
-    assert "Traceback" not in run.stderr
 
 
 def test_without_matplotlib_only_the_plot_is_missing(tmp_path: Path) -> None:
