@@ -53,7 +53,7 @@ METHODS: dict[str, type[Method]] = {
 
 
 def method(name: str, **settings: Any) -> Method:
-    """The method of this name: ``method("dgc", density=0.01)``, or as on a command line, ``method("dgc:density=0.01")``.
+    """The method of this name: ``method("dgc", density=0.01)``, or as text, ``method("dgc:density=0.01")``.
 
     Args:
         name: one of :data:`METHODS`, with or without settings as for :func:`parse`.
@@ -68,7 +68,7 @@ def method(name: str, **settings: Any) -> Method:
     known = _settings(kind)
     for setting in settings:
         _known(stem, setting, known)
-    return kind(**settings) if stem == name else replace(parse(name), **settings)
+    return kind(**settings) if stem == name else replace(parse(name), **settings)  # type: ignore[type-var]
 
 
 def parse(text: str) -> Method:

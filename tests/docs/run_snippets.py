@@ -1,8 +1,9 @@
 """Runs snippets of the project's Markdown in one process: ``run_snippets.py torch|tensorflow``.
 
-On standard input a JSON list of [page, section, line, source]. Snippets of a page share their names, in order, and find a
-user's own objects there (``stand_ins_*.py``), new ones in each section. Files that they write are in a temporary folder. A
-line that is an expression with a number as its comment (``f()  # 1.5``) must have this value, to the digits given.
+On standard input a JSON list of [page, section, line, source]. Snippets of a page share their names, in order, and find
+a user's own objects there (``stand_ins_*.py``), new ones in each section. Files that they write are in a temporary
+folder. A line that is an expression with a number as its comment (``f()  # 1.5``) must have this value, to the digits
+given.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -118,7 +119,7 @@ def _code(page: Path) -> Iterator[tuple[int, str]]:
                     yield token.map[0] + 1, child.content  # type: ignore[index]
 
 
-_ENDS = re.compile(r"[;|<>&]+")
+_SEPARATOR = re.compile(r"[;|<>&]+")
 _PYTHON = re.compile(r"(.*/)?python(3(\.\d+)?)?")
 
 
@@ -131,21 +132,24 @@ def commands(page: Path, program: str) -> list[Command]:
         lexer = shlex.shlex(text, posix=True, punctuation_chars=";|<>&")
         lexer.whitespace_split = True
         try:
-            words = [word for word in lexer if word not in ("...", "…")]
+            words = list(lexer)
         except ValueError:
             # A sentence or a message with an apostrophe.
             if re.match(rf"\s*(sudo |\S*/)?{program}\b", text):
                 raise
             continue
-        for place, word in enumerate(words):
-            before = [w for w in words[:place] if "=" not in w and w not in ("sudo", "$", "export")]
-            first = not before or _ENDS.fullmatch(before[-1]) is not None
-            if word == program and (first or program != "make") or (program == "python" and _PYTHON.fullmatch(word)):
-                rest = words[place + 1 :]
-                end = next((i for i, w in enumerate(rest) if _ENDS.fullmatch(w)), len(rest))
-                found.append(Command(name(page), line, tuple(rest[:end])))
-                break
+        for separates, group in itertools.groupby(words, lambda word: _SEPARATOR.fullmatch(word) is not None):
+            call = [word for word in group if word not in ("...", "…", "$", "sudo")]
+            # Variables before the program's name.
+            call = list(itertools.dropwhile(lambda word: re.match(r"[A-Z_]+=", word), call))
+            for place, word in enumerate([] if separates else call):
+                if _is(program, word) and (place == 0 or program != "make"):
+                    found.append(Command(name(page), line, tuple(call[place + 1 :])))
     return found
+
+
+def _is(program: str, word: str) -> bool:
+    return _PYTHON.fullmatch(word) is not None if program == "python" else word == program
 
 
 def links(page: Path) -> list[tuple[int, str]]:
