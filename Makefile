@@ -71,7 +71,7 @@ demo-tensorflow: env ## The same with TensorFlow and Keras
 	$(IN_VENV) $(BIN)/python examples/demo.py --framework tensorflow --output demo/tensorflow $(DEMO_ARGS)
 
 test: env lint cpp-test cpp-test-asan cpp-test-tsan fuzz-quick ## Every check: lint, C++ tests, fuzzing, Python tests
-	$(PYTEST) $(EACH_ON_A_CORE) tests/unit
+	$(PYTEST) $(EACH_ON_A_CORE) tests/unit tests/docs
 	$(PYTEST) tests/distributed tests/tensorflow tests/gpu tests/packaging
 
 test-quick: env ## Python unit tests only
