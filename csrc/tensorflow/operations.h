@@ -20,6 +20,7 @@
 
 #include "arrays.h"
 #include "codec.h"
+#include "kinds.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/resource_mgr.h"
 #include "tensorflow/core/framework/resource_var.h"

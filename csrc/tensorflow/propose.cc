@@ -2,6 +2,7 @@
 #include "norms.h"
 #include "operations.h"
 #include "proposal.h"
+#include "quantile.h"
 #include "tensorflow/core/framework/common_shape_fns.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/shape_inference.h"
