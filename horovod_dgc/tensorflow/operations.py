@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.machinery
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,17 @@ import tensorflow as tf
 REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall horovod_dgc"
 
 
+PATH = Path(__file__).with_name("_operations" + importlib.machinery.EXTENSION_SUFFIXES[0])
+
+
 def _load() -> Any:
-    path = Path(__file__).with_name("_operations" + importlib.machinery.EXTENSION_SUFFIXES[0])
-    if not path.exists():
+    if not PATH.exists():
         raise ImportError(
             "horovod_dgc was installed without its TensorFlow operations, which are compiled against the TensorFlow "
             f"that is there when it is built. With TensorFlow and a C++17 compiler installed, run: {REBUILD}"
         )
     try:
-        return tf.load_op_library(str(path))
+        return tf.load_op_library(str(PATH))
     except (tf.errors.OpError, OSError) as error:
         raise ImportError(
             f"horovod_dgc's TensorFlow operations do not load into TensorFlow {tf.__version__}; they must be compiled "
@@ -27,4 +30,22 @@ def _load() -> Any:
         ) from error
 
 
+def names(of: str) -> tuple[str, ...]:
+    """What the operations call the elements of a vector that they share with Python, in order.
+
+    Args:
+        of: ``counts`` (each of its rows) or ``progress``.
+
+    Raises:
+        KeyError: the operations have no such vector.
+    """
+    ask = ctypes.CDLL(str(PATH)).horovod_dgc_names
+    ask.argtypes, ask.restype = [ctypes.c_char_p], ctypes.c_char_p
+    found: bytes | None = ask(of.encode())
+    if found is None:
+        raise KeyError(of)
+    return tuple(found.decode().split())
+
+
 library = _load()
+COUNTS, PROGRESS = names("counts"), names("progress")
