@@ -1,0 +1,56 @@
+"""The runner of checks itself: each way in which a check can end is told, and the others are run all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from launch import LAUNCHERS
+from outcomes import Job, Jobs, Launch, names
+
+HERE = Path(__file__).parent
+SECONDS = 5.0
+CHECKS = names(HERE, "faulty")
+
+
+@pytest.fixture(scope="module", params=[LAUNCHERS[0], pytest.param(LAUNCHERS[1], marks=pytest.mark.long)])
+def faulty(request: pytest.FixtureRequest) -> Iterator[Job]:
+    job = Job(Launch(HERE, request.param, 2, seconds=SECONDS, grace=5.0), CHECKS)
+    yield job
+    job.close()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("check", "failure", "printed"),
+    [
+        ("check_passes", "", ""),
+        ("check_fails_on_one_rank", "AssertionError: the reason", "about to fail"),
+        ("check_fails_while_another_rank_waits", "in this check", "AssertionError: nobody comes"),
+        ("check_hangs", "hung in this check", "in check_hangs"),
+        ("check_dies", "in this check", "about to die"),
+        ("check_passes_after_all_that", "", ""),
+    ],
+)
+def test_how_a_check_ends(faulty: Job, check: str, failure: str, printed: str) -> None:
+    outcome = faulty.outcome(f"faulty::{check}")
+    assert failure in outcome.failure and bool(failure) == bool(outcome.failure)
+    assert printed in outcome.output
+    # Each has its own output.
+    assert outcome.output.count("about to") <= 1 and "nothing to see" not in outcome.output
+
+
+def test_a_job_that_cannot_start_fails_every_check_at_once() -> None:
+    job = Job(Launch(HERE, "mpirun", 2), ["nowhere::check_a", "nowhere::check_b"])
+    first, second = job.outcome("nowhere::check_a"), job.outcome("nowhere::check_b")
+    assert "before its first check" in first.failure and "No module named 'checks.nowhere'" in first.output
+    assert "shown with nowhere::check_a" in second.failure
+    job.close()
+
+
+def test_only_what_is_selected_is_run(request: pytest.FixtureRequest) -> None:
+    """Of a test that is not there, nothing."""
+    jobs = Jobs([])
+    with pytest.raises(KeyError):
+        jobs.started(Launch(HERE, "mpirun", 2))
