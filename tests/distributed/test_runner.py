@@ -6,17 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from launch import LAUNCHERS
 from outcomes import Job, Jobs, Launch, names
 
 HERE = Path(__file__).parent
-SECONDS = 5.0
 CHECKS = names(HERE, "faulty")
 
 
-@pytest.fixture(scope="module", params=[LAUNCHERS[0], pytest.param(LAUNCHERS[1], marks=pytest.mark.long)])
+@pytest.fixture(scope="module", params=["mpirun", pytest.param("horovodrun", marks=pytest.mark.long)])
 def faulty(request: pytest.FixtureRequest) -> Iterator[Job]:
-    job = Job(Launch(HERE, request.param, 2, seconds=SECONDS, grace=5.0), CHECKS)
+    job = Job(Launch(HERE, request.param, 2, seconds=4.0, grace=4.0), CHECKS)
     yield job
     job.close()
 
@@ -32,13 +30,14 @@ def faulty(request: pytest.FixtureRequest) -> Iterator[Job]:
         ("check_dies", "in this check", "about to die"),
         ("check_passes_after_all_that", "", ""),
     ],
+    ids=CHECKS,
 )
 def test_how_a_check_ends(faulty: Job, check: str, failure: str, printed: str) -> None:
     outcome = faulty.outcome(f"faulty::{check}")
     assert failure in outcome.failure and bool(failure) == bool(outcome.failure)
     assert printed in outcome.output
-    # Each has its own output.
-    assert outcome.output.count("about to") <= 1 and "nothing to see" not in outcome.output
+    others = {"about to fail", "about to hang", "about to die", "nothing to see"} - {printed}
+    assert check == "check_hangs" or not any(words in outcome.output for words in others), "another check's output"
 
 
 def test_a_job_that_cannot_start_fails_every_check_at_once() -> None:
@@ -47,10 +46,3 @@ def test_a_job_that_cannot_start_fails_every_check_at_once() -> None:
     assert "before its first check" in first.failure and "No module named 'checks.nowhere'" in first.output
     assert "shown with nowhere::check_a" in second.failure
     job.close()
-
-
-def test_only_what_is_selected_is_run(request: pytest.FixtureRequest) -> None:
-    """Of a test that is not there, nothing."""
-    jobs = Jobs([])
-    with pytest.raises(KeyError):
-        jobs.started(Launch(HERE, "mpirun", 2))

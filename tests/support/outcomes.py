@@ -19,7 +19,8 @@ from rank import STARTED, begins
 # Until all ranks have imported what they need, on a busy machine.
 START_SECONDS = 120.0
 LONG = (("HOROVOD_DGC_TEST_LENGTH", "long"),)
-OUTPUT_CHARACTERS = 12000
+# What is shown of the beginning, where the reason is, and of the end, where the ranks say where they are.
+OUTPUT_CHARACTERS = 6000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,10 +193,12 @@ class Job:
         self.close()
 
     def _note(self, check: str, failure: str, output: str) -> None:
-        # What was printed before the first check belongs to it.
-        before, _, own = output.rpartition(f"{begins(check)}\n")
-        own = own if self._started else before + own
-        self._known[check] = Outcome(failure, own[-OUTPUT_CHARACTERS:])
+        """With what has been printed since the first rank began the check; before all checks, with everything."""
+        _, begun, own = output.partition(begins(check))
+        own = own.replace(begins(check), "") if begun else output
+        if len(own) > 2 * OUTPUT_CHARACTERS:
+            own = f"{own[:OUTPUT_CHARACTERS]}\n[...]\n{own[-OUTPUT_CHARACTERS:]}"
+        self._known[check] = Outcome(failure, own)
 
 
 class Jobs:

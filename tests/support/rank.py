@@ -26,8 +26,8 @@ def by_length(short: int, long: int) -> int:
 
 
 def begins(check: str) -> str:
-    """What is printed before a check's own output."""
-    return f"--- {check}"
+    """What every rank prints before a check."""
+    return f"--- {check}\n"
 
 
 def run_checks(rank: int, gather: Callable[[Any, str], list[Any]], refresh: Callable[[], None] = gc.collect) -> None:
@@ -55,8 +55,9 @@ def run_checks(rank: int, gather: Callable[[Any, str], list[Any]], refresh: Call
     note(STARTED)
     for check, function in checks:
         refresh()
-        if rank == 0:
-            print(begins(check), flush=True)
+        # In one piece, whatever the launcher makes of the ranks' output; and before any other output of this rank.
+        sys.stdout.write(begins(check))
+        sys.stdout.flush()
         faulthandler.dump_traceback_later(float(seconds))
         began = time.monotonic()
         failure = ""

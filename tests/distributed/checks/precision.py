@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import horovod.torch as hvd
 import torch
+from rank import by_length
 from torch import nn
 
 from checks.common import assert_ranks_identical, batch, compressed, small_model, vector
 from horovod_dgc import DGC
 
-STEPS = 300
+STEPS = by_length(80, long=300)
 BATCHES = 12
 OVERFLOWS = {0, 1, *range(7, STEPS, 13)}  # attempts that overflow on one rank
 

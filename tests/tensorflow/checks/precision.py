@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
+from rank import by_length
 
 from checks.common import Dense, Trainer, assert_ranks_identical, batch, keras, sgd, vector
 from horovod_dgc import DGC
 
-STEPS = 300
+STEPS = by_length(80, long=300)
 BATCHES = 12
 OVERFLOWS = {0, 1, *range(7, STEPS, 13)}  # attempts that overflow on one rank
 
