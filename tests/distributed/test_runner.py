@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from outcomes import Job, Jobs, Launch, names
+from outcomes import Job, Launch, names
 
 HERE = Path(__file__).parent
 CHECKS = names(HERE, "faulty")

@@ -47,7 +47,7 @@ class Running(contextlib.AbstractContextManager["Running"]):
             **(extra or {}),
         }
         # A file: whoever outlives the launcher keeps nobody waiting for the end of a pipe.
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             command,
             env=env,
