@@ -8,7 +8,7 @@ import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +80,11 @@ def long_grid(modules: Iterable[str], launch: Launch, prefix: str = "") -> list[
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Why a check failed, or "", and what the ranks printed."""
+    """Why a check failed, or "", and what the ranks printed then; how long it took."""
 
     failure: str = ""
     output: str = ""
+    seconds: float = 0.0
 
 
 class Job:
@@ -91,14 +92,15 @@ class Job:
 
     Args:
         checks: those to run, ``module::check``.
+        show: called with the ranks' output while they print it.
     """
 
-    def __init__(self, launch: Launch, checks: Iterable[str]) -> None:
-        self._launch, self._waiting = launch, list(checks)
+    def __init__(self, launch: Launch, checks: Iterable[str], show: Callable[[str], None] = lambda text: None) -> None:
+        self._launch, self._waiting, self._show = launch, list(checks), show
         self._known: dict[str, Outcome] = {}
         self._stack = contextlib.ExitStack()
         self._running: Running | None = None
-        self._read = 0
+        self._read = self._shown = 0
         self._started = False
         self._last, self._failed = "", ""
         self._deadline = 0.0
@@ -141,7 +143,7 @@ class Job:
                 paths=(launch.folder, SUPPORT),
             )
         )
-        self._read, self._started, self._last, self._failed = 0, False, "", ""
+        self._read, self._shown, self._started, self._last, self._failed = 0, 0, False, "", ""
         self._deadline = time.monotonic() + START_SECONDS
 
     def _look(self) -> None:
@@ -149,6 +151,9 @@ class Job:
         if self._running is None:
             return
         returncode = self._running.wait(0.1)
+        output = self._running.output
+        self._show(output[self._shown :])
+        self._shown = len(output)
         self._take_results()
         if returncode is not None:
             self._take_end(f"ended with {returncode}", bad=returncode != 0)
@@ -172,7 +177,7 @@ class Job:
                 self._deadline = time.monotonic() + self._launch.grace
             else:
                 self._last = self._waiting.pop(0)
-                self._known[self._last] = Outcome()
+                self._known[self._last] = Outcome(seconds=result["seconds"])
 
     def _take_end(self, how: str, bad: bool) -> None:
         assert self._running is not None
