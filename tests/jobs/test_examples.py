@@ -130,8 +130,8 @@ def test_ends_a_run_that_takes_too_long(tmp_path: Path) -> None:
         f"pathlib.Path({str(tmp_path)!r}, f'pid-{{os.getpid()}}').touch()\n"
         "time.sleep(600)\n"
     )
-    with pytest.raises(Exception, match="sleeper: not done after 30 s"):
-        demo.launch("sleeper", sleeper, 2, [], 30)
+    with pytest.raises(Exception, match="sleeper: not done after 15 s"):
+        demo.launch("sleeper", sleeper, 2, [], 15)
     workers = [int(path.name.removeprefix("pid-")) for path in tmp_path.glob("pid-*")]
     assert len(workers) == 2
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
