@@ -21,7 +21,7 @@ import click
 import horovod.torch as hvd
 import numpy as np
 import torch
-from support import report
+from support import options, report
 from support.floors import Floors
 from support.reference_dgc import ReferenceDGC
 
@@ -74,7 +74,7 @@ class Bench:
         self.update = _core.Update(momentum=MOMENTUM)
         self.grad, self.residual, self.velocity = (zeros(numel, memory) for _ in range(3))
         self.g, self.v, self.u = self.grad.numpy(), self.residual.numpy(), self.velocity.numpy()
-        self.state = State(self.v, self.u)
+        self.state = State(shape=(1, numel), residual=self.v, velocity=self.u)
         for step in range(STEPS_BEFORE):
             self.method.encode(self.window(step).numpy(), self.state, momentum=MOMENTUM)
         self.grad.copy_(self.window(STEPS_BEFORE))
@@ -233,6 +233,7 @@ def show(numel: int, results: dict[int, dict[str, Any]]) -> None:
 @click.option("--repeats", type=click.IntRange(1), default=15, show_default=True, help="Rounds that count.")
 @click.option("--memory", type=click.Choice(["torch", "numpy"]), default="torch", show_default=True,
               help="Whose allocator makes gradient and state. NumPy's asks for huge pages.")  # fmt: skip
+@options.smallest(millions=(0.01,), repeats=1)
 @report.json_option
 def main(
     millions: tuple[float, ...], threads: tuple[int, ...], repeats: int, memory: str, json_path: Path | None
