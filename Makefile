@@ -125,7 +125,7 @@ bench: env ## Every benchmark of benchmarks/, one after the other; wants an othe
 	@for benchmark in benchmarks/[a-z]*.py; do $(IN_VENV) $(BIN)/python "$$benchmark"; done
 
 bench-smallest: env ## The C++ micro benchmarks once each; tests/benchmarks runs the others at their smallest sizes
-	$(call cpp_benchmarks,--benchmark_min_time=1x)
+	$(call cpp_benchmarks,--benchmark_min_time=0.001)
 
 bench-family: env ## Compare all methods and write table and plot into docs/methods; goes on where it was stopped
 	$(IN_VENV) $(BIN)/python benchmarks/family.py --docs docs/methods
