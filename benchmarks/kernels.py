@@ -51,7 +51,6 @@ class Ratio:
 RATIOS = (
     Ratio("encode / floor: update", "encode", "floor: update", "<= 1.3"),
     Ratio("encode / floor: check + update", "encode", "floor: check + update"),
-    Ratio("encode, finite known / floor: update", "encode, finite known", "floor: update"),
     Ratio("propose / floor: read", "propose", "floor: read"),
     Ratio("commit / floor: update + zero", "commit", "floor: update + zero"),
     Ratio("compress + decompress, N = 2 / fp16", "compress + decompress, N = 2", "fp16", "< 1"),
@@ -113,11 +112,6 @@ class Bench:
     def encode(self, threads: int) -> None:
         self.method.encode(self.g, self.state, momentum=MOMENTUM, threads=threads)
 
-    def encode_finite(self, threads: int) -> None:
-        codec, ratio = self.plan.codec, self.plan.sample_ratio
-        arrays = (self.g, self.v, self.u)
-        _core.encode(codec, self.update, *arrays, sample_ratio=ratio, threads=threads, assume_finite=True)
-
     def propose(self, threads: int) -> Any:
         ratio = self.plan.sample_ratio
         return _core.propose(self.plan.codec, self.update, self.g, self.v, self.u, sample_ratio=ratio, threads=threads)
@@ -152,7 +146,6 @@ class Bench:
             "floor: check + update": lambda: (floors.read_one(self.g, threads), floors.update(*arrays)),
             "floor: update + zero": lambda: floors.update_and_zero(*arrays),
             "encode": lambda: self.encode(threads),
-            "encode, finite known": lambda: self.encode_finite(threads),
             "propose": lambda: self.propose(threads),
             "commit": lambda: self.commit(threads),
             "decode_add, N = 2": lambda: self.decode(2, threads),
