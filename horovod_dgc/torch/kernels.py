@@ -14,13 +14,11 @@ from typing import Any
 import torch
 
 from horovod_dgc import _core
+from horovod_dgc.building import places
 from horovod_dgc.methods.base import Plan
 from horovod_dgc.torch.backends import Addition, CoreBackend, Inputs, Proposals, Reduction, TorchBackend
 
-try:
-    from horovod_dgc import _cuda
-except ImportError:
-    _cuda = None  # type: ignore[assignment]
+_cuda: Any = places.load_kernels()
 
 DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 # int32 fields of csrc/cuda/tables.h's Progress.
@@ -248,7 +246,7 @@ def backend_for(device: torch.device) -> CoreBackend | TorchBackend:
         return CudaBackend(device)
     warnings.warn(
         f"horovod_dgc has no kernels for {device}: plain torch operations compress its gradients, slowly. For CUDA, "
-        "install the package where an nvcc is found (docs/gpu.md)",
+        "compile them once: python -m horovod_dgc build cuda",
         stacklevel=2,
     )
     return TorchBackend(device)
