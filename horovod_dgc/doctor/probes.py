@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ SECONDS = 120.0
 # Of a program that only prints its version.
 PROGRAM_SECONDS = 20.0
 LONGEST_ERROR = 400
+FRAMEWORKS = ("torch", "tensorflow", "horovod")
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,8 @@ def operations() -> Facts:
     try:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
     except ImportError as error:
-        # Where there is a file, loading it is what has failed.
-        if error.__cause__ is None:
-            raise Missing from error
-        raise
+        # Where there is a file, loading it is what has failed, for the reason given.
+        raise error.__cause__ or Missing from None
     return {}
 
 
@@ -161,7 +161,10 @@ def mpirun() -> Facts:
     path = shutil.which("mpirun")
     if path is None:
         raise Missing
-    return {"version": mpi_name(_printed(path, "--version")), "path": path, "as root": os.geteuid() == 0}
+    version = mpi_name(_printed(path, "--version"))
+    allowed = all(os.environ.get(f"OMPI_ALLOW_RUN_AS_ROOT{more}") == "1" for more in ("", "_CONFIRM"))
+    refuses = version.startswith("Open MPI") and os.geteuid() == 0 and not allowed
+    return {"version": version, "path": path, "refuses root": refuses}
 
 
 def compiler() -> Facts:
@@ -200,7 +203,12 @@ PIECES: Mapping[str, Callable[[], Facts]] = {probe.__name__: probe for process i
 
 def mpi_name(text: str) -> str:
     """Family and version of an MPI, from what it says of itself, as a library or a program."""
-    families = {r"Open ?MPI": "Open MPI", r"MVAPICH": "MVAPICH", r"Intel\(R\) MPI": "Intel MPI", r"MPICH|HYDRA": "MPICH"}
+    families = {
+        r"Open ?MPI": "Open MPI",
+        r"MVAPICH": "MVAPICH",
+        r"Intel\(R\) MPI": "Intel MPI",
+        r"MPICH|HYDRA": "MPICH",
+    }
     for pattern, family in families.items():
         if re.search(pattern, text):
             version = re.search(r"\d+(\.\d+)+", text)
@@ -245,16 +253,16 @@ def look(probe: Callable[[], Facts]) -> Piece:
     except Missing:
         return Piece("missing")
     except ModuleNotFoundError as error:
-        # A module that a piece needs may be missing where the piece itself is there.
-        if error.name == probe.__name__:
+        # What a piece imports itself may be missing where the piece is there: that is broken.
+        if error.name in (probe.__name__, *FRAMEWORKS):
             return Piece("missing")
         return Piece("broken", error=_line(error))
-    except BaseException as error:
+    except (Exception, SystemExit) as error:
         return Piece("broken", error=_line(error))
 
 
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).rstrip(".")
     return f"{type(error).__name__}: {text}"[:LONGEST_ERROR]
 
 
@@ -281,15 +289,20 @@ def examine(
         seconds: for each process, which goes on where the one before was ended.
     """
     found: dict[str, Piece] = {}
+    interrupted = threading.Event()
     with ThreadPoolExecutor() as pool:
-        for pieces in pool.map(lambda names: _examined(list(names), seconds), processes):
-            found.update(pieces)
+        try:
+            for pieces in pool.map(lambda names: _examined(list(names), seconds, interrupted), processes):
+                found.update(pieces)
+        except BaseException:
+            interrupted.set()
+            raise
     return found
 
 
-def _examined(names: list[str], seconds: float) -> dict[str, Piece]:
+def _examined(names: list[str], seconds: float, interrupted: threading.Event) -> dict[str, Piece]:
     found: dict[str, Piece] = {}
-    while left := [name for name in names if name not in found]:
+    while (left := [name for name in names if name not in found]) and not interrupted.is_set():
         begun, answers, why = _process(left, seconds)
         found.update(answers)
         if len(answers) < len(left):
