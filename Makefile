@@ -48,7 +48,7 @@ endef
 
 .PHONY: help env env-demo env-lab env-tf215 demo demo-tensorflow test test-all test-python test-rest test-long-torch \
   test-long-tensorflow test-cluster test-quick test-tf215 check ranks lint cpp-test \
-  cpp-test-asan cpp-test-tsan docker-test env-containers fuzz fuzz-quick soak bench bench-family convergence convergence-quick clean
+  cpp-test-asan cpp-test-tsan docker-test env-containers fuzz fuzz-quick soak bench bench-smallest bench-family convergence convergence-quick clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -142,13 +142,20 @@ SOAK_STEPS := 5000
 soak: env ## Thousands of steps with random sizes, gradients and densities (SOAK_STEPS): memory, losses, equality
 	SOAK_STEPS=$(SOAK_STEPS) $(PYTEST) -s tests/distributed/test_soak.py
 
+# $(1) options of Google Benchmark
+define cpp_benchmarks
+	$(BIN)/cmake -S csrc -B build/cpp-bench -G Ninja --log-level=WARNING -DDGC_BENCHMARKS=ON
+	$(BIN)/cmake --build build/cpp-bench --parallel $(JOBS) --target passes_benchmark quantisers_benchmark
+	@for benchmark in passes quantisers; do build/cpp-bench/$${benchmark}_benchmark $(1); done
+endef
+
 bench: env ## Every benchmark of benchmarks/, one after the other; wants an otherwise idle machine
-	$(call cpp_build,cpp-bench,-DDGC_BENCHMARKS=ON)
-	@for benchmark in passes quantisers; do \
-	  build/cpp-bench/$${benchmark}_benchmark --benchmark_repetitions=15 \
-	    --benchmark_enable_random_interleaving=true --benchmark_report_aggregates_only=true; \
-	done
+	$(call cpp_benchmarks,--benchmark_repetitions=15 --benchmark_enable_random_interleaving=true \
+	  --benchmark_report_aggregates_only=true)
 	@for benchmark in benchmarks/[a-z]*.py; do $(IN_VENV) $(BIN)/python "$$benchmark"; done
+
+bench-smallest: env ## The C++ micro benchmarks once each; tests/benchmarks runs the others at their smallest sizes
+	$(call cpp_benchmarks,--benchmark_min_time=0.001)
 
 bench-family: env ## Compare all methods and write table and plot into docs/methods; goes on where it was stopped
 	$(IN_VENV) $(BIN)/python benchmarks/family.py --docs docs/methods
