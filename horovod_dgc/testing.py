@@ -341,6 +341,7 @@ def check_conservation(case: Case) -> None:
         if state.residual is None:
             # As exact as 8 bits, of which one is the sign.
             whole = f"what is sent of a tensor of shape {shape}, none of which is kept,"
+            grad *= F(_clipping(method, grad))
             _close(whole, send(method, state, grad).values, grad, np.abs(grad).max() / 250)
 
 
@@ -437,7 +438,7 @@ def _check_odd_tensor(method: Method, shape: tuple[int, ...], kind: str, gradien
         if "zeros" in kind:
             expected = 1 if method.plan(shape).codec.votes else 0
             _hold((result == expected).all(), f"what comes of {what}, must be {expected} everywhere, got {result}")
-        fed += np.sum([_clipping(method, grad) * grad.astype(float) for grad in grads], axis=0)
+        fed += np.sum([_clipping(method, grad, 2) * grad.astype(float) for grad in grads], axis=0)
         received += 2 * result.astype(float)
     if states[0].residual is not None:
         left = np.sum([s.residual.astype(float) for s in states if s.residual is not None], axis=0)
@@ -682,11 +683,11 @@ def _refused(call: Callable[[], object], what: str) -> None:
     raise AssertionError(f"{what} must be refused with a ValueError")
 
 
-def _clipping(method: Method, grad: FloatArray) -> float:
-    """Factor of the local clipping of a lone worker."""
+def _clipping(method: Method, grad: FloatArray, workers: int = 1) -> float:
+    """Factor of the local clipping of one of so many workers."""
     if method.clip_norm is None:
         return 1.0
-    return clip_factor(math.sqrt(_core.sum_squares(grad)), clip_limit(method.clip_norm, 1))
+    return clip_factor(math.sqrt(_core.sum_squares(grad)), clip_limit(method.clip_norm, workers))
 
 
 def _changed(method: Method, setting: str) -> Any:
@@ -717,6 +718,7 @@ def _encoded(
     """Payload of each worker, and what the opening round came to for it."""
     plan = method.plan(states[0].shape, states[0].step, states[0].outputs)
     ranks = list(enumerate(zip(grads, states)))
+    arithmetic["workers"] = len(ranks)
     known = opened(plan, [method.open(g, s, rank=rank, **arithmetic) for rank, (g, s) in ranks])
     return [method.encode(g, s, rank=r, opened=known[r], **arithmetic) for r, (g, s) in ranks], known
 
