@@ -132,7 +132,18 @@ def try_wheel(python: str, wheel: Path, work: Path, unit_tests: bool) -> None:
     run(inside, "-I", ROOT / "tests" / "packaging" / "smoke.py")
     say(f"{wheel.name} works in an empty environment")
     if unit_tests:
-        run(inside, "-m", "pip", "install", "-q", f"{wheel}[plan]", "pytest", "pytest-timeout", "hypothesis", "safetensors")
+        run(
+            inside,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            f"{wheel}[plan]",
+            "pytest",
+            "pytest-timeout",
+            "hypothesis",
+            "safetensors",
+        )
         tests = [ROOT / "tests" / "unit" / f"test_{name}.py" for name in UNIT_TESTS]
         # -P is not in every Python: from the root of the file system, no tree's package is in the way.
         pytest = [inside, "-m", "pytest", "-c", ROOT / "pyproject.toml", "-q", "-p", "no:cacheprovider", *tests]
@@ -157,7 +168,9 @@ def main() -> None:
             return
         interpreters = chosen_pythons(options.pythons) if options.pythons else found_pythons()
         if not interpreters:
-            raise SystemExit("packages: no Python is found: name some, as in PYTHONS='python3.9 /opt/python/bin/python3'")
+            raise SystemExit(
+                "packages: no Python is found: name some, as in PYTHONS='python3.9 /opt/python/bin/python3'"
+            )
         source = unpacked(sdist, work)
         for version, python in interpreters.items():
             begun = time.monotonic()
