@@ -25,7 +25,8 @@ def build_tensorflow(jobs: int | None = None, force: bool = False) -> Path:
     Raises:
         BuildError: something is missing or fails; the message says what to do.
     """
-    tensorflow = extensions.find_tensorflow()
+    with step("asking the installed TensorFlow for its compiler flags", usually=5):
+        tensorflow = extensions.find_tensorflow()
     installed = places.PACKAGE / "tensorflow"
     return _build(
         f"the operations for TensorFlow {tensorflow.version}",
@@ -84,7 +85,8 @@ def _build(
         target = places.target() / name
         with step(f"compiling {what}", usually) as progress:
             compile(Compiler(places.sources(), objects, progress.advance, jobs), target)
-        failure = _failure(loads)
+        with step("loading them once", usually=5):
+            failure = _failure(loads)
         if failure is not None:
             raise BuildError(f"{target} has been compiled, but does not load: {failure}")
     say(f"they are in {target} and are found there without further settings")
