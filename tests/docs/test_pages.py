@@ -112,6 +112,12 @@ def test_plans_that_are_shown_can_be_made(tmp_path: Path, monkeypatch: pytest.Mo
         assert "recommended" in result.output, command
 
 
+def test_the_page_of_plan_has_all_of_its_options_and_no_other() -> None:
+    options = {name for parameter in horovod_dgc_commands.commands["plan"].params for name in parameter.opts}
+    said = re.findall(r"`(--[a-z-]+)", (ROOT / "docs" / "plan.md").read_text())
+    assert set(said) == {option for option in options if option.startswith("--")} | {"--compression"}
+
+
 @pytest.mark.parametrize("framework", ["torch", "tensorflow"])
 def test_commands_exist_and_have_these_options(framework: str) -> None:
     tasks: list[object] = []
