@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from documents import PAGES, ROOT, Command
 
 from horovod_dgc.commands import commands as horovod_dgc_commands
+from horovod_dgc.doctor.combinations import COMBINATIONS
 
 HERE = Path(__file__).parent
 TIMEOUT_SECONDS = 240
@@ -110,6 +111,15 @@ def test_plans_that_are_shown_can_be_made(tmp_path: Path, monkeypatch: pytest.Mo
         result = CliRunner().invoke(horovod_dgc_commands, list(command.words))
         assert result.exit_code == 0, f"{command}\n{result.output}"
         assert "recommended" in result.output, command
+
+
+def test_versions_that_doctor_knows_are_those_of_the_pages() -> None:
+    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs" / "reliability.md").read_text().split("## Versions that were tried")[1]
+    for combination in COMBINATIONS:
+        assert combination.versions[combination.framework] in readme, combination
+        missing = [version for version in combination.everything().values() if version not in page]
+        assert not missing, f"{combination}: {missing}"
 
 
 def test_the_page_of_plan_has_all_of_its_options_and_no_other() -> None:
