@@ -1,13 +1,14 @@
-"""Every method on real ranks, against all workers in one process: what the checks of both adapters share."""
+"""Every method on real ranks, against all workers in one process: what the checks of both adapters share.
+
+Which methods these are, and in which settings, is in method_cases.on_ranks.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-from method_cases import on_ranks
 from rank import by_length
 
 from horovod_dgc import exchange
@@ -16,68 +17,42 @@ from horovod_dgc.methods.base import Method, Outputs, Plan
 
 # Of the optimizers in these checks, where the method takes momentum over from them.
 MOMENTUM = 0.5
-# Twice as many as sums that feed back can be compared for.
+
+# Twice as many as sums that feed back can be compared for, see below.
 STEPS = by_length(16, long=50)
 
 
-def exchanged_alone(
-    feeds: Sequence[Sequence[Sequence[Array]]],
-    rank: int,
-    gather: Callable[[Any], list[Any]],
-    outputs: Outputs = "first",
-) -> dict[Method, list[list[Array]]]:
-    """For each method that runs on ranks, by step and tensor, what all workers come to in one process, on average.
-
-    Each rank works out its share of the methods, and all get all.
-
-    Args:
-        feeds: gradients by step, rank and tensor.
-        gather: from an object to the objects of all ranks.
-        outputs: which axis counts output units, as in :meth:`Method.plan`.
-    """
-    share = on_ranks()[rank :: len(feeds[0])]
-    shares = gather({method: _exchanged(method, feeds, outputs) for method in share})
-    return {method: means for share in shares for method, means in share.items()}
-
-
-def _exchanged(method: Method, feeds: Sequence[Sequence[Sequence[Array]]], outputs: Outputs) -> list[list[Array]]:
-    shapes = [np.shape(grad) for grad in feeds[0][0]]
-    states = [[method.init(shape, outputs) for _ in feeds[0]] for shape in shapes]
-    steps = []
-    for step, ranks in enumerate(feeds):
-        means = []
-        for number, shape in enumerate(shapes):
-            local = method.plan(shape, step, outputs).momentum == "local"
-            grads = [grads[number].ravel() for grads in ranks]
-            used = MOMENTUM if local else 0.0
-            means.append(exchange(method, grads, states[number], tensor=number, momentum=used))
-        steps.append(means)
-    return steps
-
-
-def reduced(
+def reduced_alone(
     method: Method,
-    means: Sequence[Sequence[Array]],
-    shapes: Sequence[Sequence[int]],
+    feeds: Sequence[Sequence[Sequence[Array]]],
     *,
     outputs: Outputs = "first",
     factor: float = 1.0,
     aggregated: bool = True,
 ) -> list[list[Array]]:
-    """For each step and tensor what the workers give their optimizers, of what :func:`exchanged_alone` found.
+    """For each step and tensor what the workers give their optimizers, worked out in one process.
 
     Args:
+        feeds: gradients by step, rank and tensor.
+        outputs: which axis counts output units, as in :meth:`Method.plan`.
         factor: what the reduction makes of the mean.
         aggregated: whether momentum that follows the reduction is the adapter's, too, not the optimizer's.
     """
+    shapes = [np.shape(grad) for grad in feeds[0][0]]
+    states = [[method.init(shape, outputs) for _ in feeds[0]] for shape in shapes]
+    momentum = MOMENTUM if method.corrects_momentum else 0.0
     velocities = [np.zeros(math.prod(shape), np.float32) for shape in shapes]
     steps = []
-    for step, tensors in enumerate(means):
+    for step, ranks in enumerate(feeds):
         results = []
-        for number, (shape, mean) in enumerate(zip(shapes, tensors)):
-            result = mean * np.float32(factor)
-            if aggregated and method.plan(shape, step, outputs).momentum == "aggregated":
-                velocities[number] = result = np.float32(MOMENTUM) * velocities[number] + result
+        for number, shape in enumerate(shapes):
+            local = method.plan(shape, step, outputs).momentum == "local"
+            grads = [grads[number].ravel() for grads in ranks]
+            result = exchange(method, grads, states[number], tensor=number, momentum=momentum if local else 0.0)
+            result = result * np.float32(factor)
+            if momentum and aggregated and not local:
+                velocities[number] = np.float32(momentum) * velocities[number] + result
+                result = velocities[number]
             results.append(result)
         steps.append(results)
     return steps

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
 import horovod.torch as hvd
 import numpy as np
 import torch
-from family import MOMENTUM, STEPS, compared_steps, dropped_globally, exchanged_alone, reduced
+from family import MOMENTUM, STEPS, compared_steps, dropped_globally, reduced_alone
+from method_cases import on_ranks
 
 from checks.common import Fed, assert_ranks_identical, compressed
 from horovod_dgc import GradientDropping, Method, VarianceBased
@@ -17,18 +17,10 @@ from horovod_dgc.cost import Cluster, Rates, predict
 from horovod_dgc.torch import SecondMoments
 
 
-@functools.cache
-def alone() -> dict[Method, list[list[np.ndarray]]]:
-    model = Fed(torch.device("cpu"))
-    ranks = range(hvd.size())
-    feeds = [[[g.numpy() for g in model.feed(step, rank)] for rank in ranks] for step in range(STEPS)]
-    return exchanged_alone(feeds, hvd.rank(), lambda share: hvd.allgather_object(share, name="alone"))
-
-
 def follow(method: Method, transport: str, op: Any, steps: int = STEPS, backend: str = "auto") -> None:
     model = Fed()
-    factor = 1.0 if op == hvd.Average else float(hvd.size())
-    expected = reduced(method, alone()[method], [p.shape for p in model.parameters()], factor=factor)
+    feeds = [[[g.cpu().numpy() for g in model.feed(step, rank)] for rank in range(hvd.size())] for step in range(steps)]
+    expected = reduced_alone(method, feeds, factor=1.0 if op == hvd.Average else float(hvd.size()))
     compared = compared_steps([method.plan(p.shape, steps) for p in model.parameters()])
     # The optimizer applies its own momentum where the method takes none over: then it is left out.
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=MOMENTUM if method.corrects_momentum else 0.0)
@@ -56,17 +48,17 @@ def follow(method: Method, transport: str, op: Any, steps: int = STEPS, backend:
 
 
 def check_every_method_by_gathered_payloads() -> None:
-    for method in alone():
+    for method in on_ranks():
         follow(method, "gather", hvd.Average)
 
 
 def check_every_method_by_allreduce() -> None:
-    for method in alone():
+    for method in on_ranks():
         follow(method, "allreduce", hvd.Sum)
 
 
 def check_every_method_in_plain_torch() -> None:
-    for method in alone():
+    for method in on_ranks():
         follow(method, "gather", hvd.Average, steps=8, backend="torch")
 
 

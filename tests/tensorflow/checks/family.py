@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
 import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
-from family import MOMENTUM, STEPS, compared_steps, dropped_globally, exchanged_alone, reduced
+from family import MOMENTUM, STEPS, compared_steps, dropped_globally, reduced_alone
+from method_cases import on_ranks
 
 from checks.common import Fed, Trainer, assert_ranks_identical, keras, sgd
 from horovod_dgc import GradientDropping, Method, VarianceBased
@@ -17,18 +17,11 @@ from horovod_dgc.tensorflow import Compression, DistributedOptimizer, SecondMome
 from horovod_dgc.tensorflow.takeover import KERAS_3, raw
 
 
-@functools.cache
-def alone() -> dict[Method, list[list[np.ndarray]]]:
-    model = Fed()
-    feeds = [[model.feed(step, rank) for rank in range(hvd.size())] for step in range(STEPS)]
-    return exchanged_alone(feeds, hvd.rank(), lambda share: hvd.allgather_object(share, name="alone"), "last")
-
-
 def follow(method: Method, transport: str, op: Any) -> None:
     model = Fed()
+    feeds = [[model.feed(step, rank) for rank in range(hvd.size())] for step in range(STEPS)]
     factor = 1.0 if op == hvd.Average else float(hvd.size())
-    shapes = [v.shape for v in model.variables]
-    expected = reduced(method, alone()[method], shapes, outputs="last", factor=factor, aggregated=False)
+    expected = reduced_alone(method, feeds, outputs="last", factor=factor, aggregated=False)
     compared = compared_steps([method.plan(v.shape, STEPS, "last") for v in model.variables])
     optimizer = sgd(learning_rate=1.0, momentum=MOMENTUM if method.corrects_momentum else 0.0)
     trainer = Trainer(model, method, optimizer, settings={"transport": transport}, op=op)
@@ -46,12 +39,12 @@ def follow(method: Method, transport: str, op: Any) -> None:
 
 
 def check_every_method_by_gathered_payloads() -> None:
-    for method in alone():
+    for method in on_ranks():
         follow(method, "gather", hvd.Average)
 
 
 def check_every_method_by_allreduce() -> None:
-    for method in alone():
+    for method in on_ranks():
         follow(method, "allreduce", hvd.Sum)
 
 
