@@ -7,7 +7,7 @@ export PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 [[ $# -gt 0 ]] || { echo "usage: $0 PYTHON..., for instance python3.9 /opt/python3.13/bin/python3" >&2; exit 2; }
 tests=()
-for name in core cost dgc methods method_formulas plan quantisers registry traffic; do tests+=("$root/tests/unit/test_$name.py"); done
+for name in battery core cost dgc methods method_formulas plan quantisers registry traffic; do tests+=("$root/tests/unit/test_$name.py"); done
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 for python in "$@"; do
