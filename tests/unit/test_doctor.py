@@ -1,4 +1,4 @@
-"""`horovod-dgc doctor`: what follows from what is installed, pieces that crash or hang, and one look at this machine."""
+"""`horovod-dgc doctor`: what follows from what is installed, pieces that crash or hang, and a look at this machine."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+import horovod_dgc
 from horovod_dgc.commands import commands
+from horovod_dgc.commands.doctor import TITLES
 from horovod_dgc.doctor import combinations, diagnosis, probes
 from horovod_dgc.doctor.probes import Piece
+from horovod_dgc.registry import METHODS, parse
 
 ROOT = Path(__file__).parents[2]
 HERE = {"Python": "3.11.7", "system": "Linux x86_64", "executable": "/opt/env/bin/python"}
@@ -280,7 +283,7 @@ def test_what_is_printed_has_every_piece_and_finding(monkeypatch: pytest.MonkeyP
     output = doctor(monkeypatch, **changed).output
     lines = output.splitlines()
     for name in probes.PIECES:
-        assert any(line.startswith(doctor_title(name)) for line in lines), name
+        assert any(line.startswith(TITLES[name]) for line in lines), name
     for finding in diagnosed(**changed).findings:
         at = lines.index(f"- {finding.message}")
         assert finding.command is None or lines[at + 1] == f"    {finding.command}"
@@ -289,12 +292,6 @@ def test_what_is_printed_has_every_piece_and_finding(monkeypatch: pytest.MonkeyP
     assert "TensorFlow: tried together" in output
     assert lines[-1] == "Broken: 2; see above."
     assert doctor(monkeypatch).output.splitlines()[-1] == "All that is installed works together."
-
-
-def doctor_title(name: str) -> str:
-    from horovod_dgc.commands.doctor import TITLES
-
-    return TITLES[name]
 
 
 def test_commands_that_mend_are_commands() -> None:
@@ -331,18 +328,11 @@ def test_this_environment(tmp_path: Path) -> None:
 
 
 def test_methods_lists_what_a_command_line_takes() -> None:
-    from horovod_dgc.registry import METHODS, parse
-
     lines = CliRunner().invoke(commands, ["methods"]).output.splitlines()
     assert [line.split()[0] for line in lines] == list(METHODS)
     for line in lines:
-        assert (
-            parse(line.replace("  ", " ").strip() if " " not in line else ":".join(line.split()))
-            == METHODS[line.split()[0]]()
-        )
+        assert parse(":".join(line.split())) == METHODS[line.split()[0]]()
 
 
 def test_version() -> None:
-    import horovod_dgc
-
     assert horovod_dgc.__version__ in CliRunner().invoke(commands, ["--version"]).output
