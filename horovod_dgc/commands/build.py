@@ -9,6 +9,7 @@ import click
 
 from horovod_dgc.building import on_demand
 from horovod_dgc.building.extensions import BuildError
+from horovod_dgc.building.horovod_command import build_horovod
 
 jobs = click.option("--jobs", type=click.IntRange(1), help="Files at a time; by default as cores and memory allow.")
 force = click.option("--force", is_flag=True, help="Compile again what is already there.")
@@ -16,7 +17,10 @@ force = click.option("--force", is_flag=True, help="Compile again what is alread
 
 @click.group()
 def build() -> None:
-    """Compile what depends on your TensorFlow or CUDA, once; it is found afterwards."""
+    """Compile what depends on your Horovod's frameworks, TensorFlow or CUDA, once; it is found afterwards."""
+
+
+build.add_command(build_horovod)
 
 
 @build.command()
