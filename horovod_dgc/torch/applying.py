@@ -9,6 +9,7 @@ momentum and what has waited: there the same cannot be had, and it is said, once
 from __future__ import annotations
 
 import contextlib
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -45,6 +46,26 @@ UNSYNCHRONIZED = (
     "closure"
 )
 
+UNKNOWN_SCALER = (
+    "grad_scaler must be the GradScaler that calls step(), got None: what waits would be in units of a loss scale that "
+    "changes. Write Compression(..., grad_scaler=scaler)"
+)
+# Frames between GradScaler.step() and the end of an exchange, or the optimizer's arithmetic; schedulers add some.
+FRAMES_SEARCHED = 16
+
+
+def calling_scaler() -> Any:
+    """The enabled GradScaler whose ``step()`` is running; None if there is none."""
+    frame = sys._getframe(1)
+    for _ in range(FRAMES_SEARCHED):
+        if frame.f_code is torch.amp.GradScaler.step.__code__:
+            scaler = frame.f_locals["self"]
+            return scaler if scaler.is_enabled() else None
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return None
+
 
 class Applying:
     """Stands between the ``step()`` of ``hvd.DistributedOptimizer`` and that of the optimizer that it has wrapped.
@@ -53,7 +74,7 @@ class Applying:
         owner: the distributed optimizer.
         tensors: all of the Compression's.
         unfinished: the name of a parameter whose exchange has begun, and not been finished; None if there is none.
-        unscalings: how often the loss scaler changes a gradient between ``synchronize()`` and ``step()``.
+        scaled: whether Compression knows the job's loss scaler.
     """
 
     def __init__(
@@ -62,13 +83,15 @@ class Applying:
         takeover: Takeover,
         tensors: Sequence[Tensor],
         unfinished: Callable[[], str | None],
-        unscalings: int,
+        *,
+        scaled: bool,
     ) -> None:
         self._owner = owner
         self._takeover = takeover
         self._tensors = tensors
         self._unfinished = unfinished
-        self._unscalings = unscalings
+        # Whether there is still to be looked for a scaler that Compression does not know.
+        self._look_for_scaler = not scaled
         self._said: set[str] = set()
         # The first tensor whose gradient has come back, and waits to be applied; None once it has been.
         self._waiting: Tensor | None = None
@@ -114,6 +137,10 @@ class Applying:
 
     def apply(self, step: Callable[..., Any], closure: Callable[[], Any] | None) -> Any:
         """The optimizer's arithmetic, ``step``, on what is to be applied; the groups then hold the user's values."""
+        if self._look_for_scaler:
+            self._look_for_scaler = False
+            if calling_scaler() is not None:
+                raise ValueError(UNKNOWN_SCALER)
         loss = None
         if closure is not None and self._takeover.active:
             with torch.enable_grad():
@@ -176,7 +203,7 @@ class Applying:
         return {p: (step * scaled if scaled != 1.0 else step).view(p.shape).to(p.dtype) for p, step in steps.items()}
 
     def _notice_changes(self) -> None:
-        changed = next((entry for entry in self._tensors if entry.gradient_changed(self._unscalings)), None)
+        changed = next((entry for entry in self._tensors if entry.gradient_changed), None)
         if changed is not None:
             self._say(CHANGED, changed)
 

@@ -188,6 +188,7 @@ class Compression:
             raise RuntimeError("this step was given up when load_state_dict() replaced the state it had begun with")
         wait = step.waited()
         if not step.sealed:
+            self._refuse_unscaled()
             wait += step.seal()
             # The device has come to the flag of this step, and so to all of the steps before.
             self._count_up()
@@ -470,8 +471,8 @@ class Compression:
             self._nodes = self._hierarchy.members(members)
         if owner not in self._owned:
             takeover.attach()
-            unscalings = 0 if self._grad_scaler is None else 1
-            applying = Applying(owner, takeover, self._tensors, self._unfinished, unscalings)
+            scaled = self._grad_scaler is not None
+            applying = Applying(owner, takeover, self._tensors, self._unfinished, scaled=scaled)
             applying.attach()
             self._owned[owner] = takeover, applying
         self._owner = owner
@@ -482,6 +483,16 @@ class Compression:
         """Whether its ranks have still to compare configurations."""
         ready = "_tensors" in self.__dict__ or not any(map(is_lazy, self._names().values()))
         return (self._owner is None or self._unproven) and not self._refused and ready
+
+    def _refuse_unscaled(self) -> None:
+        """Raise if a GradScaler has unscaled, or looked at, gradients that have not been exchanged yet."""
+        known = getattr(self._grad_scaler, "_per_optimizer_states", {}).get(id(self._owner), {})
+        if calling_scaler() is not None or getattr(known.get("stage"), "name", "") == "UNSCALED":
+            raise RuntimeError(
+                "scaler.step() or scaler.unscale_() was called before the gradients had been exchanged. Write "
+                "optimizer.synchronize(); scaler.unscale_(optimizer); with optimizer.skip_synchronize(): "
+                "scaler.step(optimizer) (docs/pytorch.md, Mixed precision)"
+            )
 
     def _unfinished(self) -> str | None:
         """The name of a parameter whose gradient waits for ``synchronize()``; None if there is none."""

@@ -181,7 +181,7 @@ class Step:
         return sum(exchange.land(*totals) for exchange in self._exchanges.values())
 
     def hand_over(self, entry: Tensor, *, due: bool, faithful: bool) -> None:
-        """Horovod gets a tensor's gradient; see :meth:`Tensor.came_back`. In a skipped step nothing is to be applied."""
+        """Horovod gets a tensor's gradient; see :meth:`Tensor.came_back`. Of a skipped step none is to be applied."""
         if self.abandoned:
             entry.forget_gradient()
         else:

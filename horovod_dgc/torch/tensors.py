@@ -153,17 +153,17 @@ class Tensor:
             return False
         return not back.applied or back.gradient() is self.parameter.grad
 
-    def gradient_changed(self, allowed: int) -> bool:
+    @property
+    def gradient_changed(self) -> bool:
         """Whether what has come back, holds more than the mean, and is to be applied, is not what came back any more.
 
-        Args:
-            allowed: changes that are none.
+        Unscaling by a GradScaler does not count as a change.
         """
         back = self._back
         if back is None or back.faithful or back.applied:
             return False
         gradient = back.gradient()
-        return gradient is None or gradient is not self.parameter.grad or gradient._version > back.version + allowed
+        return gradient is None or gradient is not self.parameter.grad or gradient._version > back.version
 
     def exchanged_before(self, gradient: torch.Tensor, passes: int) -> bool:
         """Whether this holds more than the mean, has been applied, and has only been added to since.
