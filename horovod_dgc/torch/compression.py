@@ -22,7 +22,7 @@ from horovod_dgc.hierarchy import Members, Part, hierarchy
 from horovod_dgc.methods.base import Method, Plan, checked
 from horovod_dgc.stats import Stats, TensorStats
 from horovod_dgc.torch import state as states
-from horovod_dgc.torch.applying import Applying
+from horovod_dgc.torch.applying import Applying, calling_scaler
 from horovod_dgc.torch.backends import Backend, plain_torch
 from horovod_dgc.torch.collectives import gather_bytes
 from horovod_dgc.torch.exchange import Exchange
