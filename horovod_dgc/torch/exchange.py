@@ -288,12 +288,13 @@ class Exchange:
             return
         if self._plan.summable is not None:
             message = self._payload.view(getattr(torch, str(self._plan.summable)))
+            scale = transport.summand_scale(self._plan, self.members.workers)
+            message = message if scale == 1.0 else message * scale
         else:
             message = torch.empty(self._plan.numel, dtype=torch.float32, device=self._flat.device)
             self.backend.masked(self.proposal, message)
             message = message if self.step.on_device else message.cpu()
-        # The sign of a sum takes no account of the factors that Horovod's own allreduce puts in.
-        self._carried = carried and not self._plan.codec.votes
+        self._carried = carried and transport.carriable(self._plan)
         if self._carried:
             # Horovod's own allreduce works in place, and what was sent is still read from the payload.
             self.message = message if self._plan.summable is None else message.clone()
@@ -315,7 +316,8 @@ class Exchange:
         votes, gathered = self._plan.codec.votes, self._transport != "allreduce"
         if not self._carried:
             self._told = float(output)
-            self._factor = self._told if votes or gathered else self._told / self.members.workers
+            summed = self.members.workers * transport.summand_scale(self._plan, self.members.workers)
+            self._factor = self._told if votes or gathered else self._told / summed
 
     def addition(self) -> Addition | None:
         """Payloads that are to be added up, or None if what has come back is the dense sum itself."""
