@@ -12,6 +12,9 @@ IN_VENV = PATH="$(BIN):$$PATH"
 JOBS := $(shell nproc)
 # -P: tests import the installed package, which is the tree's in .venv only.
 PYTEST = $(IN_VENV) $(BIN)/python -P -m pytest --instafail --durations=25 --timeout=300
+# The two lengths; tests/README.md says what is in which.
+SHORT = $(PYTEST) -m "not long"
+LONG = $(PYTEST) -m long
 
 # Not for tests that start a worker on each core themselves.
 EACH_ON_A_CORE = --numprocesses=$(JOBS)
@@ -43,11 +46,15 @@ define fuzz
 	  -artifact_prefix=build/fuzz/checkpoint/
 endef
 
-.PHONY: help env env-lab env-tf215 demo demo-tensorflow test test-cluster test-quick test-tf215 lint cpp-test \
-  cpp-test-asan cpp-test-tsan docker-test env-containers fuzz fuzz-quick soak bench bench-family convergence convergence-quick clean
+.PHONY: help env env-demo env-lab env-tf215 demo demo-tensorflow test test-all test-python test-rest test-long-torch \
+  test-long-tensorflow test-cluster test-quick test-tf215 check ranks lint cpp-test \
+  cpp-test-asan cpp-test-tsan docker-test env-containers fuzz fuzz-quick soak bench bench-smallest bench-family convergence convergence-quick clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+env-demo: ## Set up .venv with no more than the demo needs: PyTorch, and Horovod for PyTorch alone
+	@tools/env.sh --demo
 
 env: ## Set up .venv with all that the other targets need; they call it themselves
 	@tools/env.sh
@@ -61,18 +68,41 @@ env-containers: ## The same, and what the image of docker/ is built and run with
 env-tf215: ## Set up .venv-tf215, with TensorFlow 2.15 and Keras 2
 	@tools/env.sh tf215
 
-demo: env ## Train with 2 workers, dense and with DGC at 0.1 %, and compare (DEMO_ARGS="--help" for options)
+demo: env-demo ## Train with 2 workers for three minutes, dense and with DGC at 0.1 %, and compare (DEMO_ARGS="--help")
 	$(IN_VENV) $(BIN)/python examples/demo.py $(DEMO_ARGS)
 
 demo-tensorflow: env ## The same with TensorFlow and Keras
 	$(IN_VENV) $(BIN)/python examples/demo.py --framework tensorflow --output demo/tensorflow $(DEMO_ARGS)
 
-test: env lint cpp-test cpp-test-asan cpp-test-tsan fuzz-quick ## Every check: lint, C++ tests, fuzzing, Python tests
-	$(PYTEST) $(EACH_ON_A_CORE) tests/unit
-	$(PYTEST) tests/distributed tests/tensorflow tests/gpu tests/packaging
+test: env lint cpp-test cpp-test-asan fuzz-quick test-python ## Every check once: lint, C++, fuzzing, Python, ranks; 20 minutes
+
+test-all: test test-rest ## The same, and all that repeats or goes on for long; 50 minutes
+
+test-python: env ## The Python tests of `make test`
+	$(SHORT) $(EACH_ON_A_CORE) tests/unit tests/docs
+	$(SHORT) tests/jobs tests/distributed tests/tensorflow tests/gpu tests/packaging
+
+# What .ci/run calls one by one, as far as its time goes.
+test-rest: cpp-test-tsan test-long-torch test-long-tensorflow test-tf215 test-cluster docker-test ## What `make test` leaves out
+
+test-long-torch: env ## PyTorch with every launcher and number of ranks, all faults, elastic jobs, soak
+	$(LONG) tests/distributed tests/packaging
+
+test-long-tensorflow: env ## TensorFlow under both launchers and with tf_keras, all faults, elastic jobs, examples
+	$(LONG) tests/tensorflow tests/jobs
 
 test-quick: env ## Python unit tests only
-	$(PYTEST) $(EACH_ON_A_CORE) tests/unit
+	$(SHORT) $(EACH_ON_A_CORE) tests/unit
+
+check: env ## Some Python tests: make check T=tests/unit/test_core.py K=pack (names of tests, as in pytest -k)
+	$(PYTEST) $(or $(T),tests/unit) $(if $(K),-k "$(K)")
+
+# F: torch or tensorflow. N, L: ranks and launcher, mpirun, horovodrun or nodes. C: a module of checks, or one check of it.
+F := torch
+N := 2
+L := mpirun
+ranks: env ## One check on N ranks, with what they print: make ranks C=dense::check_momentum N=2 L=mpirun F=torch
+	$(IN_VENV) $(BIN)/python -P tests/support/ranks.py --framework $(F) --launcher $(L) --ranks $(N) $(C)
 
 test-tf215: VENV := .venv-tf215
 test-tf215: env-tf215 ## TensorFlow tests with TensorFlow 2.15 and Keras 2
@@ -112,13 +142,20 @@ SOAK_STEPS := 5000
 soak: env ## Thousands of steps with random sizes, gradients and densities (SOAK_STEPS): memory, losses, equality
 	SOAK_STEPS=$(SOAK_STEPS) $(PYTEST) -s tests/distributed/test_soak.py
 
+# $(1) options of Google Benchmark
+define cpp_benchmarks
+	$(BIN)/cmake -S csrc -B build/cpp-bench -G Ninja --log-level=WARNING -DDGC_BENCHMARKS=ON
+	$(BIN)/cmake --build build/cpp-bench --parallel $(JOBS) --target passes_benchmark quantisers_benchmark
+	@for benchmark in passes quantisers; do build/cpp-bench/$${benchmark}_benchmark $(1); done
+endef
+
 bench: env ## Every benchmark of benchmarks/, one after the other; wants an otherwise idle machine
-	$(call cpp_build,cpp-bench,-DDGC_BENCHMARKS=ON)
-	@for benchmark in passes quantisers; do \
-	  build/cpp-bench/$${benchmark}_benchmark --benchmark_repetitions=15 \
-	    --benchmark_enable_random_interleaving=true --benchmark_report_aggregates_only=true; \
-	done
+	$(call cpp_benchmarks,--benchmark_repetitions=15 --benchmark_enable_random_interleaving=true \
+	  --benchmark_report_aggregates_only=true)
 	@for benchmark in benchmarks/[a-z]*.py; do $(IN_VENV) $(BIN)/python "$$benchmark"; done
+
+bench-smallest: env ## The C++ micro benchmarks once each; tests/benchmarks runs the others at their smallest sizes
+	$(call cpp_benchmarks,--benchmark_min_time=0.001)
 
 bench-family: env ## Compare all methods and write table and plot into docs/methods; goes on where it was stopped
 	$(IN_VENV) $(BIN)/python benchmarks/family.py --docs docs/methods
@@ -127,7 +164,7 @@ convergence: env ## Train dense and compressed with several seeds, hours in all,
 	$(IN_VENV) $(BIN)/python benchmarks/convergence --jobs $(JOBS) $(CONVERGENCE_ARGS)
 
 convergence-quick: env ## One short training: DGC at 1 % near dense, and not without its residuals; a minute, part of test
-	$(PYTEST) -s tests/unit/test_convergence_quick.py
+	$(PYTEST) -s tests/jobs/test_convergence_quick.py
 
 clean: ## Remove what builds and tests leave in the tree, except .venv and .venv-tf215
 	rm -rf build dist demo *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis horovod_dgc/*.so horovod_dgc/*/*.so

@@ -20,9 +20,10 @@ from horovod_dgc.tensorflow import callers
 from horovod_dgc.tensorflow.callers import Call
 from horovod_dgc.tensorflow.collectives import gather_bytes
 from horovod_dgc.tensorflow.moments import SecondMoments
+from horovod_dgc.tensorflow.operations import PROGRESS
 from horovod_dgc.tensorflow.step import Exchange, Step
 from horovod_dgc.tensorflow.takeover import KERAS_3, Takeover, is_optimizer, loss_scale, raw
-from horovod_dgc.tensorflow.tensors import Tensor
+from horovod_dgc.tensorflow.tensors import Tensor, by_name
 from horovod_dgc.transport import Transport, forced
 
 DTYPES = (tf.float32, tf.float64, tf.float16, tf.bfloat16)
@@ -107,7 +108,7 @@ class Compression(tf.Module):  # type: ignore[misc]
         takeover.attach(tensors, {i: [known, raw(known)] for i, known in enumerate(given)})
         self.tensors = tensors
         with tf.device("CPU:0"):
-            self.progress = tf.Variable(tf.zeros(4, tf.int64), trainable=False, name="progress")
+            self.progress = tf.Variable(tf.zeros(len(PROGRESS), tf.int64), trainable=False, name="progress")
         self._graphs = Graphs(
             method=method,
             optimizer=optimizer,
@@ -149,9 +150,9 @@ class Compression(tf.Module):  # type: ignore[misc]
         ``wait`` is measured for the whole step: from the last variable's encoding to the arrival of all payloads.
         """
         pairs = [tensor.measured() for tensor in self.tensors]
-        steps, skipped, wait, last_wait = (int(value) for value in self.progress.numpy())
-        total = _total([pair[0] for pair in pairs], steps, skipped, wait)
-        last = _total([pair[1] for pair in pairs], min(steps, 1), 0, last_wait)
+        made = by_name(PROGRESS, self.progress.numpy())
+        total = _total([pair[0] for pair in pairs], made["steps"], made["skipped"], made["wait"])
+        last = _total([pair[1] for pair in pairs], min(made["steps"], 1), 0, made["last_wait"])
         tensors = {tensor.label: pair[0] for tensor, pair in zip(self.tensors, pairs)}
         lost = self._graphs.lost
         return Stats(total, last, tensors, len(lost), math.sqrt(sum(lost)))

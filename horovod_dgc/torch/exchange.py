@@ -349,7 +349,7 @@ class Exchange:
             return None
         values = self._received if self._result is None else self._result
         if votes:
-            values = values.sign()
+            self.backend.vote(values)
         return Reduction(values, None, _core.Update(), self._factor, self.step.loss_scale)
 
     def reduced(self, result: torch.Tensor) -> None:
@@ -368,10 +368,10 @@ class Exchange:
     def abandon(self) -> None:
         """NaN if any worker's gradient of this tensor was not finite, else zeros: no rank has changed state."""
         if self._transport != "allreduce":
-            finite = not self._plan.codec.poisoned(self._rows(self._received).cpu().numpy())
+            poisoned = self._plan.codec.poisoned(self._rows(self._received).cpu().numpy())
         else:
-            finite = bool(torch.isfinite(self._received).all())
-        self._result = torch.full_like(self._flat, 0.0 if finite else math.nan, dtype=torch.float32)
+            poisoned = _core.sum_poisoned(self._received.cpu().numpy())
+        self._result = torch.full_like(self._flat, math.nan if poisoned else 0.0, dtype=torch.float32)
 
     def spent(self, wait: float, decode: float) -> None:
         """Note this tensor's share of seconds."""

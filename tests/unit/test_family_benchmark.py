@@ -9,6 +9,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import made_up_data
 import numpy as np
 import pytest
 
@@ -31,16 +32,7 @@ TINY = tasks.ImageTraining(images=16, epochs=1, workers=2, batch=4, width=4)
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
-    """Random images in Fashion-MNIST's files."""
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 16), ("t10k", 8)):
-        head = b"\0\0\x08"
-        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        labels = rng.integers(0, 10, count, dtype=np.uint8)
-        for name, array in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
-            sizes = np.array(array.shape, ">u4").tobytes()
-            (tmp_path / name).write_bytes(head + bytes([array.ndim]) + sizes + array.tobytes())
-    return tmp_path
+    return made_up_data.write_images(tmp_path, train=16, test=8)
 
 
 def test_a_row_for_each_method_and_none_run_twice(

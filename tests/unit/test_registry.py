@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from method_cases import CASES
+from method_cases import ENTRIES
 
 import horovod_dgc
 from horovod_dgc import (
@@ -59,7 +59,15 @@ def test_settings_are_passed_on() -> None:
     ],
 )
 def test_text(text: str, expected: Method) -> None:
-    assert parse(text) == expected
+    assert parse(text) == method(text) == expected
+
+
+def test_settings_win_over_those_of_the_text() -> None:
+    assert method("dgc:density=0.01,values=int8", density=0.1) == DGC(density=0.1, values="int8")
+    with pytest.raises(ValueError, match=r"setting of 'dgc' must be one of .*'densty'"):
+        method("dgc:density=0.01", densty=0.1)
+    with pytest.raises(ValueError, match="method must be one of"):
+        method("dcg:density=0.01")
 
 
 @pytest.mark.parametrize(
@@ -139,16 +147,16 @@ def test_wrong_settings_are_refused(name: str, settings: dict[str, object], word
 
 
 def test_configurations_tell_methods_apart_and_are_the_same_in_every_process() -> None:
-    configurations = [case.method.configuration() for case in CASES]
-    assert len(set(configurations)) == len({repr(case.method) for case in CASES})
-    assert configurations == [case.method.configuration() for case in CASES]
+    configurations = [case.method.configuration() for case in ENTRIES]
+    assert len(set(configurations)) == len({repr(case.method) for case in ENTRIES})
+    assert configurations == [case.method.configuration() for case in ENTRIES]
     assert FP16().configuration() == "FP16(error_feedback=False)"
     code = "import horovod_dgc as h\nprint(*(h.method(name).configuration() for name in h.METHODS), sep='\\n')"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.splitlines() == [method(name).configuration() for name in METHODS]
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+@pytest.mark.parametrize("case", ENTRIES, ids=[case.name for case in ENTRIES])
 def test_settings_survive_their_own_description(case: object) -> None:
     made = case.method  # type: ignore[attr-defined]
     assert eval(made.configuration(), vars(horovod_dgc)) == made
