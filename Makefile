@@ -43,11 +43,14 @@ define fuzz
 	  -artifact_prefix=build/fuzz/checkpoint/
 endef
 
-.PHONY: help env env-lab env-tf215 demo demo-tensorflow test test-cluster test-quick test-tf215 lint cpp-test \
+.PHONY: help env env-demo env-lab env-tf215 demo demo-tensorflow test test-cluster test-quick test-tf215 lint cpp-test \
   cpp-test-asan cpp-test-tsan docker-test env-containers fuzz fuzz-quick soak bench bench-family convergence convergence-quick clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+env-demo: ## Set up .venv with no more than the demo needs: PyTorch, and Horovod for PyTorch alone
+	@tools/env.sh --demo
 
 env: ## Set up .venv with all that the other targets need; they call it themselves
 	@tools/env.sh
@@ -61,14 +64,14 @@ env-containers: ## The same, and what the image of docker/ is built and run with
 env-tf215: ## Set up .venv-tf215, with TensorFlow 2.15 and Keras 2
 	@tools/env.sh tf215
 
-demo: env ## Train with 2 workers, dense and with DGC at 0.1 %, and compare (DEMO_ARGS="--help" for options)
+demo: env-demo ## Train with 2 workers for three minutes, dense and with DGC at 0.1 %, and compare (DEMO_ARGS="--help")
 	$(IN_VENV) $(BIN)/python examples/demo.py $(DEMO_ARGS)
 
 demo-tensorflow: env ## The same with TensorFlow and Keras
 	$(IN_VENV) $(BIN)/python examples/demo.py --framework tensorflow --output demo/tensorflow $(DEMO_ARGS)
 
 test: env lint cpp-test cpp-test-asan cpp-test-tsan fuzz-quick ## Every check: lint, C++ tests, fuzzing, Python tests
-	$(PYTEST) $(EACH_ON_A_CORE) tests/unit
+	$(PYTEST) $(EACH_ON_A_CORE) tests/unit tests/docs
 	$(PYTEST) tests/distributed tests/tensorflow tests/gpu tests/packaging
 
 test-quick: env ## Python unit tests only

@@ -1,28 +1,25 @@
+"""Compiles the extensions by horovod_dgc/building/extensions.py; all else is in pyproject.toml."""
+
+import functools
 import importlib.util
-import json
 import os
-import re
-import shutil
-import subprocess
 import sys
-import sysconfig
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
-# Contraction to fused multiply-adds would let two passes over the same arrays compute different bits.
-FLAGS = ["-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread"]
-CORE = sorted(path.as_posix() for path in Path("csrc").glob("*.cc"))
-HEADERS = sorted(path.as_posix() for path in Path("csrc").rglob("*.h"))
+# By its path: importing the package would want the very extensions that are made here.
+spec = importlib.util.spec_from_file_location("extensions", "horovod_dgc/building/extensions.py")
+extensions = importlib.util.module_from_spec(spec)
+sys.modules[spec.name] = extensions
+spec.loader.exec_module(extensions)
 
-ParallelCompile("NPY_NUM_BUILD_JOBS", default=2).install()
-
-
-# Compute capabilities that machine code is compiled for, as far as the compiler knows them; the last also as PTX, for
-# whatever comes later. nvcc 13 begins with 7.5.
-CAPABILITIES = (70, 75, 80, 86, 89, 90)
+SOURCES = Path("csrc")
+CORE = "horovod_dgc._core"
+OPERATIONS = "horovod_dgc.tensorflow._operations"
+KERNELS = "horovod_dgc._cuda"
 
 
 def wanted(name: str, found: bool, otherwise: str) -> bool:
@@ -40,141 +37,81 @@ def wanted(name: str, found: bool, otherwise: str) -> bool:
     return found and value != "0"
 
 
-def find_nvcc() -> "str | None":
-    """The CUDA compiler: CUDA_HOME's, the building environment's (pip's nvidia-cuda-nvcc), or that of the PATH."""
-    packages = Path(sysconfig.get_path("purelib")) / "nvidia"
-    homes = [os.environ.get("CUDA_HOME", ""), *sorted(map(str, packages.glob("cu[0-9]*")), reverse=True)]
-    inside = [str(Path(home, "bin", "nvcc")) for home in homes if home]
-    return next((nvcc for nvcc in [*inside, "nvcc", "/usr/local/cuda/bin/nvcc"] if shutil.which(nvcc)), None)
-
-
-def nvcc_says(nvcc: str, *options: str) -> str:
-    result = subprocess.run([nvcc, *options], capture_output=True, text=True)
-    if result.returncode:
-        raise SystemExit(
-            f"{nvcc} {' '.join(options)} failed; HOROVOD_DGC_WITH_CUDA=0 leaves the CUDA kernels out:\n"
-            f"{result.stdout}{result.stderr}"
-        )
-    return result.stdout + result.stderr
-
-
-def toolkit_of(nvcc: str) -> Path:
-    """The folder with the compiler's headers and libraries, which its name on the PATH need not show."""
-    found = re.search(r"^#\$ TOP=(.*)$", nvcc_says(nvcc, "--dryrun", "-E", "-x", "cu", os.devnull), re.MULTILINE)
-    if found is None:
-        raise SystemExit(f"{nvcc} does not tell where its toolkit is; set CUDA_HOME")
-    return Path(found.group(1).strip())
-
-
-def library_folder(toolkit: Path) -> Path:
-    for name in ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"):
-        if (toolkit / name / "libcudart_static.a").exists():
-            return toolkit / name
-    raise SystemExit(f"the CUDA toolkit {toolkit} has no libcudart_static.a")
-
-
-def capabilities(nvcc: str) -> "list[int]":
-    """Those of HOROVOD_DGC_CUDA_CAPABILITIES, as in "80,90", or of CAPABILITIES."""
-    chosen = os.environ.get("HOROVOD_DGC_CUDA_CAPABILITIES")
-    known = {int(found) for found in re.findall(r"compute_(\d+)$", nvcc_says(nvcc, "--list-gpu-arch"), re.MULTILINE)}
-    if chosen is None:
-        return [capability for capability in CAPABILITIES if capability in known]
-    if not re.fullmatch(r"\d+(,\d+)*", chosen) or not known.issuperset(map(int, chosen.split(","))):
-        allowed = ", ".join(map(str, sorted(known)))
-        raise SystemExit(f"HOROVOD_DGC_CUDA_CAPABILITIES must list some of {allowed}, with commas, got {chosen!r}")
-    return sorted(map(int, chosen.split(",")))
-
-
-def compile_kernels(nvcc: str, folder: Path) -> "list[str]":
-    """Object files of csrc/cuda/*.cu, compiled side by side."""
-    targets = capabilities(nvcc)
-    generate = [f"-gencode=arch=compute_{each},code=sm_{each}" for each in targets]
-    generate.append(f"-gencode=arch=compute_{targets[-1]},code=compute_{targets[-1]}")
-    # No fused multiply-adds, for the same reason as on the host.
-    flags = ["-std=c++17", "-O3", "-fmad=false", "-Icsrc", f"-Xcompiler=-fPIC,{','.join(FLAGS)}", *generate]
-    folder.mkdir(parents=True, exist_ok=True)
-    objects = {path: folder / f"{path.stem}.o" for path in sorted(Path("csrc/cuda").glob("*.cu"))}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda pair: nvcc_says(nvcc, *flags, "-c", str(pair[0]), "-o", str(pair[1])), objects.items()))
-    return [str(path) for path in objects.values()]
-
-
-def tensorflow_flags() -> tuple[list[str], list[str]]:
-    """Compiler and linker flags of the installed TensorFlow, from a process of its own: importing it takes seconds."""
-    ask = (
-        "import json; from tensorflow import sysconfig as s; "
-        "print(json.dumps([s.get_compile_flags(), s.get_link_flags()]))"
-    )
-    answer = subprocess.run(
-        [sys.executable, "-c", ask],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-    )
-    compile_flags, link_flags = json.loads(answer.stdout.splitlines()[-1])
-    # As system headers: their warnings are nobody's business here.
-    return [flag.replace("-I", "-isystem", 1) if flag.startswith("-I") else flag for flag in compile_flags], link_flags
-
-
 class BuildExtensions(build_ext):
-    """Asks TensorFlow for its flags, and runs nvcc, only when something is really compiled."""
+    """Compiles what has changed since the last time; asks for whatever may be missing before anything is compiled."""
 
-    def build_extension(self, ext: Extension) -> None:
-        if ext.name == OPERATIONS:
-            compile_flags, link_flags = tensorflow_flags()
-            ext.extra_compile_args += compile_flags
-            ext.extra_link_args += link_flags
-        elif ext.name == KERNELS:
-            ext.extra_objects += compile_kernels(NVCC, Path(self.build_temp, "cuda"))
-            ext.library_dirs.append(str(library_folder(toolkit_of(NVCC))))
-        super().build_extension(ext)
+    def run(self) -> None:
+        try:
+            super().run()
+        except extensions.BuildError as error:
+            raise SystemExit(f"error: {error}") from None
+
+    def build_extensions(self) -> None:
+        objects = Path("build", "objects")
+        compiler = extensions.Compiler(SOURCES, objects)
+        makers = {
+            CORE: compiler.core,
+            OPERATIONS: lambda target: compiler.operations(target, installed_tensorflow()),
+            KERNELS: lambda target: compiler.kernels(target, NVCC),
+        }
+        if KERNELS in self.ext_map:
+            check_nvcc()
+        with extensions.alone(objects, lambda: print("another build is at work here; waiting for it")):
+            for extension in self.extensions:
+                print(f"compiling {extension.name}")
+                makers[extension.name](Path(self.get_ext_fullpath(extension.name)))
+
+    def get_ext_filename(self, fullname: str) -> str:
+        # TensorFlow's operations are no module of Python.
+        if fullname.split(".")[-1] == OPERATIONS.split(".")[-1]:
+            return os.path.join(*fullname.split(".")[:-1], installed_tensorflow().file_name)
+        return super().get_ext_filename(fullname)
 
 
-OPERATIONS = "horovod_dgc.tensorflow._operations"
-KERNELS = "horovod_dgc._cuda"
-NVCC = find_nvcc()
+class BuildPackage(build_py):
+    """Takes along, as the folder csrc of the package, what `horovod-dgc build` compiles."""
 
-extensions = [
-    Pybind11Extension(
-        "horovod_dgc._core",
-        [*CORE, *sorted(path.as_posix() for path in Path("csrc/python").glob("*.cc"))],
-        depends=HEADERS,
-        include_dirs=["csrc"],
-        cxx_std=17,
-        extra_compile_args=FLAGS,
-        extra_link_args=["-pthread"],
-    )
-]
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            for source, target in self.taken_along().items():
+                self.mkpath(str(Path(target).parent))
+                self.copy_file(source, target)
+
+    def taken_along(self) -> "dict[str, str]":
+        folder = Path(self.build_lib, "horovod_dgc")
+        return {str(path): str(folder / path) for path in extensions.compiled_sources(SOURCES)}
+
+    def get_outputs(self, include_bytecode: bool = True) -> "list[str]":
+        outputs = super().get_outputs(include_bytecode)
+        return outputs if self.editable_mode else [*outputs, *self.taken_along().values()]
+
+
+@functools.cache
+def installed_tensorflow() -> "extensions.TensorFlow":
+    return extensions.find_tensorflow()
+
+
+def check_nvcc() -> None:
+    try:
+        extensions.capabilities(NVCC)
+        extensions.library_folder(extensions.toolkit_of(NVCC))
+    except extensions.BuildError as error:
+        raise extensions.BuildError(f"{error}; HOROVOD_DGC_WITH_CUDA=0 leaves the CUDA kernels out") from None
+
+
+NVCC = extensions.find_nvcc()
+names = [CORE]
 if wanted(
     "TENSORFLOW",
-    importlib.util.find_spec("tensorflow") is not None,
+    extensions.has_tensorflow(),
     "there is no TensorFlow in the building environment: install it and use pip install --no-build-isolation",
 ):
-    extensions.append(
-        Extension(
-            OPERATIONS,
-            [*CORE, *sorted(path.as_posix() for path in Path("csrc/tensorflow").glob("*.cc"))],
-            depends=HEADERS,
-            include_dirs=["csrc", "csrc/tensorflow"],
-            language="c++",
-            extra_compile_args=[*FLAGS, "-std=c++17"],
-            extra_link_args=["-pthread"],
-        )
-    )
+    names.append(OPERATIONS)
 if wanted("CUDA", NVCC is not None, "there is no nvcc: put it on the PATH, or set CUDA_HOME to its toolkit"):
-    extensions.append(
-        Pybind11Extension(
-            KERNELS,
-            [*CORE, *sorted(path.as_posix() for path in Path("csrc/cuda").glob("*.cc"))],
-            depends=[*HEADERS, *sorted(path.as_posix() for path in Path("csrc/cuda").glob("*.cu"))],
-            include_dirs=["csrc"],
-            cxx_std=17,
-            extra_compile_args=FLAGS,
-            # The driver's own library is loaded when a kernel runs: the module can be imported without a GPU.
-            libraries=["cudart_static", "dl", "rt"],
-            extra_link_args=["-pthread"],
-        )
-    )
+    names.append(KERNELS)
 
-setup(ext_modules=extensions, cmdclass={"build_ext": BuildExtensions})
+setup(
+    ext_modules=[Extension(name, []) for name in names],
+    cmdclass={"build_ext": BuildExtensions, "build_py": BuildPackage},
+)

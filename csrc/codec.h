@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "arrays.h"
 #include "buffers.h"
 #include "layout.h"
 #include "randomness.h"
@@ -115,7 +116,7 @@ class Codec {
   virtual void add(const uint8_t* payloads, size_t count, float* out, float scale,
                    const Context& context) const = 0;
 
-  // Where votes(): out += scale * the sign of that sum, NaN where it is.
+  // Where votes(): out += scale * vote() of that sum (decode.h).
   virtual void vote(const uint8_t* payloads, size_t count, float* out, float scale,
                     const Context& context) const;
 
@@ -162,23 +163,14 @@ class Codec {
 Proposal packed(const Layout& layout, const float* values, std::vector<uint32_t> indices,
                 const Context& context, const ValueCoding* coding = nullptr);
 
-// What the opening round comes to for the tensors of one worker whose codecs reduce by quantile, with the
-// share of the first: the magnitude that this share of all elements reach, each contribution standing for n /
-// count of its tensor's. NaN if one of them is. opened: what each contributed.
-float opened_by_quantile(const std::vector<const Codec*>& codecs, const std::vector<const float*>& opened);
-
-// Whether one of `count` payloads is the codec's poison.
+// Whether a worker's gradient was not finite, judging by what has come back from all of them: `count` payloads, one
+// of which is the codec's poison ...
 bool any_poisoned(const Codec& codec, const uint8_t* payloads, size_t count);
+
+// ... or the sum of payloads or of what they decode to, n numbers, one of which is not finite.
+bool any_poisoned(const void* sum, Scalar type, size_t n);
 
 // Throws std::invalid_argument naming the first payload that is malformed and what is wrong with it.
 void validate(const Codec& codec, const uint8_t* payloads, size_t count, int threads);
-
-// The k coordinates of largest |v'|, all of them if k == n, in this layout.
-std::shared_ptr<const Codec> largest(const Layout& layout);
-
-// From a description such as "coordinates n=1000 k=10 indices=elias-fano values=float16 select=largest": the
-// kind of codec, then settings in any order. Kinds and their settings: codec.cc. Throws std::invalid_argument
-// naming the setting, its value and what is allowed.
-std::shared_ptr<const Codec> make_codec(const std::string& description);
 
 }  // namespace dgc

@@ -60,12 +60,8 @@ void vote_dense(const Layout& layout, const uint8_t* payloads, size_t count, flo
     const size_t length = std::min(kPiece, range.end - first);
     std::fill(sums, sums + length, 0.0f);
     add_piece(layout, payloads, count, first, length, 1.0f, sums);
-    for (size_t j = 0; j < length; ++j) {
-      const float above = sums[j] > 0.0f ? 1.0f : 0.0f;
-      const float below = sums[j] < 0.0f ? 1.0f : 0.0f;
-      // The product is NaN where the sum is, and 0 elsewhere.
-      out[first + j] += scale * (above - below + sums[j] * 0.0f);
-    }
+    vote(sums, length);
+    for (size_t j = 0; j < length; ++j) out[first + j] += scale * sums[j];
   }
 }
 
@@ -106,6 +102,15 @@ void vote_valid(const Layout& layout, const uint8_t* payloads, size_t count, flo
   const std::vector<Range> ranges =
       split(layout.n(), static_cast<int>(useful_threads(layout.k() * count, threads)), 1);
   run_parallel(ranges.size(), [&](size_t i) { vote_dense(layout, payloads, count, out, scale, ranges[i]); });
+}
+
+void vote(float* sums, size_t n) {
+  for (size_t i = 0; i < n; ++i) {
+    const float above = sums[i] > 0.0f ? 1.0f : 0.0f;
+    const float below = sums[i] < 0.0f ? 1.0f : 0.0f;
+    // The product is NaN where the sum is not finite, and 0 elsewhere.
+    sums[i] = above - below + sums[i] * 0.0f;
+  }
 }
 
 void decode_add(const Layout& layout, const uint8_t* payloads, size_t count, float* out, float scale,

@@ -23,7 +23,10 @@ void validate(const Layout& layout, const uint8_t* payloads, size_t count, int t
 void add_valid(const Layout& layout, const uint8_t* payloads, size_t count, float* out, float scale,
                int threads);
 
-// out[i] += scale * the sign of the sum of the payloads' values, NaN where that is. For a dense layout.
+// What majority vote makes of sums of signs: 1, -1, or 0 for a tie; NaN where a sum is not finite.
+void vote(float* sums, size_t n);
+
+// out[i] += scale * vote() of the sum of the payloads' values. For a dense layout.
 void vote_valid(const Layout& layout, const uint8_t* payloads, size_t count, float* out, float scale,
                 int threads);
 

@@ -188,7 +188,7 @@ Proposal encode(const Codec& codec, const Update& update, const Arrays& a, const
   constexpr double kSafe = 1152921504606846976.0;  // 2^60
   const Layout* layout = codec.fused();
   const bool one_pass = layout != nullptr && a.residual != nullptr;
-  if (!one_pass || (!options.assume_finite && !(gradient_bound(a, update, options.threads) < kSafe))) {
+  if (!one_pass || !(gradient_bound(a, update, options.threads) < kSafe)) {
     Proposal p = propose(codec, update, a, options, context);
     if (p.finite) commit(codec, p, update, a, options, context, memory);
     return p;

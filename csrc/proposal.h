@@ -17,7 +17,6 @@ struct Options {
   int threads = 1;             // affects speed only
   bool mask_velocity = true;   // momentum factor masking, section 3.2 of the DGC paper
   bool zero_grad = false;      // leave the gradient zeroed
-  bool assume_finite = false;  // encode only: do not look for infinities and NaN beforehand
 };
 
 // This worker's part of the opening round: out, codec.opening().count floats. Reads the arrays, writes none of
@@ -38,10 +37,9 @@ void commit(const Codec& codec, const Proposal& proposal, const Update& update, 
 
 // propose and commit, where possible in one pass, with the same results bit for bit. A gradient (or weight) that
 // is not finite leaves all arrays untouched: that takes a look at the whole gradient first, a third of what the
-// pass reads, which options.assume_finite saves those who have just taken its norm. What only the pass itself
-// finds not to be finite (a wrong assumption; a sum of finite terms that overflows, though gradient and
-// weights are below 2^60) leaves the arrays holding the update with nothing sent, and the gradient zeroed if
-// that was asked for.
+// pass reads. What only the pass itself finds not to be finite (a sum of finite terms that overflows, though
+// gradient and weights are below 2^60) leaves the arrays holding the update with nothing sent, and the gradient
+// zeroed if that was asked for.
 Proposal encode(const Codec& codec, const Update& update, const Arrays& a, const Options& options,
                 Context context = {}, float* memory = nullptr);
 

@@ -364,34 +364,61 @@ float positive(Settings* settings, const char* name) {
   return static_cast<float>(settings->number(name, 1e-30, kMost));
 }
 
+using Made = std::shared_ptr<const Selector>;
+
+Made make_above(Settings* settings, size_t, size_t) {
+  return std::make_shared<Above>(positive(settings, "threshold"));
+}
+
+Made make_quantile(Settings* settings, size_t n, size_t) {
+  const double share = settings->number("share", 0, 1);
+  return std::make_shared<Quantile>(share, settings->whole("samples", 1, n));
+}
+
+Made make_bins(Settings* settings, size_t, size_t) {
+  return std::make_shared<Bins>(settings->whole("length", 1, 1u << 30));
+}
+
+Made make_ternarise(Settings* settings, size_t n, size_t k) {
+  if (k != n)
+    throw std::invalid_argument("k is " + std::to_string(k) + " of n=" + std::to_string(n) +
+                                " with select=ternarise, which selects nothing; allowed: n");
+  const double clip = settings->number("clip", 0, kMost);
+  return std::make_shared<Ternarise>(static_cast<float>(clip), settings->flag("shared"));
+}
+
+Made make_unambiguous(Settings* settings, size_t, size_t) {
+  const float alpha = positive(settings, "alpha");
+  const double zeta = settings->number("zeta", 0, 1);
+  const double tau = settings->number("threshold", 0, kMost);
+  return std::make_shared<Unambiguous>(alpha, static_cast<float>(zeta), static_cast<float>(tau));
+}
+
+struct Way {
+  const char* name;
+  Made (*make)(Settings* settings, size_t n, size_t k);
+};
+
+const Way kWays[] = {
+    {"largest", [](Settings*, size_t, size_t) { return Made(); }},
+    {"above", make_above},
+    {"quantile", make_quantile},
+    {"proportion", [](Settings*, size_t, size_t) -> Made { return std::make_shared<Proportion>(); }},
+    {"bins", make_bins},
+    {"ternarise", make_ternarise},
+    {"unambiguous", make_unambiguous},
+};
+
 }  // namespace
 
 std::shared_ptr<const Selector> make_selector(Settings* settings, size_t n, size_t k) {
   const std::string name = settings->word("select");
-  if (name == "largest") return nullptr;
-  if (name == "above") return std::make_shared<Above>(positive(settings, "threshold"));
-  if (name == "proportion") return std::make_shared<Proportion>();
-  if (name == "quantile") {
-    const double share = settings->number("share", 0, 1);
-    return std::make_shared<Quantile>(share, settings->whole("samples", 1, n));
+  std::string allowed;
+  for (const Way& way : kWays) {
+    if (name == way.name) return way.make(settings, n, k);
+    allowed += (allowed.empty() ? "" : ", ") + std::string(way.name);
   }
-  if (name == "bins") return std::make_shared<Bins>(settings->whole("length", 1, 1u << 30));
-  if (name == "ternarise") {
-    if (k != n)
-      throw std::invalid_argument("k is " + std::to_string(k) + " of n=" + std::to_string(n) +
-                                  " with select=ternarise, which selects nothing; allowed: n");
-    const double clip = settings->number("clip", 0, kMost);
-    return std::make_shared<Ternarise>(static_cast<float>(clip), settings->flag("shared"));
-  }
-  if (name == "unambiguous") {
-    const float alpha = positive(settings, "alpha");
-    const double zeta = settings->number("zeta", 0, 1);
-    const double tau = settings->number("threshold", 0, kMost);
-    return std::make_shared<Unambiguous>(alpha, static_cast<float>(zeta), static_cast<float>(tau));
-  }
-  throw std::invalid_argument(
-      "select is '" + name +
-      "'; allowed: largest, above, quantile, proportion, bins, ternarise, unambiguous");
+  throw std::invalid_argument("select is '" + name + "'; allowed: " + allowed);
 }
 
 }  // namespace dgc

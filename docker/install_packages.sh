@@ -18,7 +18,7 @@ case $accelerator in
   cuda) requirements=requirements/cuda nccl=(--nccl) ;;
   *) die "ACCELERATOR is cpu or cuda, not $accelerator" ;;
 esac
-pins=(-c "$requirements/horovod-build.txt" -c requirements/dev.txt -c "$requirements/constraints.txt")
+pins=(-c "$requirements/base.txt" -c requirements/dev.txt -c "$requirements/constraints.txt")
 
 pip() { "$1/bin/python" -m pip "${@:2}" --quiet; }
 
@@ -27,19 +27,22 @@ install_torch() {
   local pin
   # There the default build is wanted, and its pin fits no other.
   [[ $accelerator == cpu ]] || return 0
-  pin=$(grep '^torch==' requirements/horovod-build.txt)
+  pin=$(grep '^torch==' requirements/base.txt)
   pip "$1" install --no-deps "$pin+cpu" 2>/dev/null || echo "no CPU build of torch is to be had; taking the default one"
 }
 
+# install_horovod VENV WHEELS FRAMEWORK...
 install_horovod() {
-  local venv=$1 wheels=$2 wheel
+  local venv=$1 wheels=$2 wheel frameworks=("${@:3}") selected=()
+  [[ " ${frameworks[*]} " != *" torch "* ]] || selected+=(--framework torch)
+  [[ " ${frameworks[*]} " != *" tensorflow-cpu "* ]] || selected+=(--framework tensorflow)
   wheel=$(find "$wheels" -name 'horovod-*.whl' -print -quit)
   if [[ -z $wheel ]]; then
     python3.11 -m venv "$build"
     install_torch "$build"
-    pip "$build" install -r "$requirements/horovod-build.txt" -c "$requirements/constraints.txt"
-    wheel=$("$build/bin/python" tools/build_horovod.py --cache /tmp/horovod \
-      --requirements "$requirements/horovod-build.txt" "${nccl[@]}")
+    pip "$build" install "${pins[@]}" -r "$requirements/base.txt" "${frameworks[@]}"
+    wheel=$(PYTHONPATH=alone "$build/bin/python" -m horovod_dgc.building.horovod_command --wheel-only --mpi \
+      --cache /tmp/horovod "${selected[@]}" "${nccl[@]}")
     rm -rf "$build"
   fi
   pip "$venv" install --no-deps "$wheel"
@@ -56,7 +59,7 @@ install_packages() {
   [[ " $3 " != *" torch "* ]] || install_torch "$venv"
   pip "$venv" install "${pins[@]}" "${frameworks[@]}" \
     numpy cffi click cloudpickle packaging psutil pyyaml rich safetensors
-  install_horovod "$venv" "$wheels"
+  install_horovod "$venv" "$wheels" "${frameworks[@]}"
 }
 
 install_package() {

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -37,6 +38,8 @@ FRAMEWORKS = {
     "tensorflow": Framework("TensorFlow", Path(__file__).with_name("tensorflow_keras_images.py")),
 }
 SECONDS_TO_END = 15
+# Of one run with two workers on two cores: said before there is anything to measure.
+MINUTES_PER_EPOCH = 0.5
 ENVIRONMENT = {
     # The launcher imports TensorFlow where it is installed, which then talks about its build.
     "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -164,7 +167,8 @@ def plot(framework: str, runs: list[Run], path: Path) -> None:
 
 @click.command(help=__doc__)
 @click.option("--framework", type=click.Choice(list(FRAMEWORKS)), default="pytorch", show_default=True)
-@click.option("--quick", is_flag=True, help="2 epochs instead of 5.")
+@click.option("--epochs", type=click.IntRange(2), default=2, show_default=True,
+              help="Of each run; in the first the density falls to its value.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(2), default=2, show_default=True)
 @click.option("--density", type=click.FloatRange(0, 1, min_open=True), default=0.001, show_default=True)
 @click.option("--data-dir", type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -175,7 +179,7 @@ def plot(framework: str, runs: list[Run], path: Path) -> None:
               help="Seconds that each of the two runs may take.")  # fmt: skip
 def main(
     framework: str,
-    quick: bool,
+    epochs: int,
     workers: int,
     density: float,
     data_dir: Path | None,
@@ -190,18 +194,19 @@ def main(
     console.print(
         f"Fashion-MNIST: {len(images.train_images):,} images to train on, {len(images.test_images):,} to test"
     )
-    shared = [
-        "--epochs",
-        "2" if quick else "5",
-        *(["--data-dir", str(data_dir.resolve())] if data_dir else []),
-    ]
+    shared = ["--epochs", str(epochs), *(["--data-dir", str(data_dir.resolve())] if data_dir else [])]
     settings = {
         "dense": ["--compression", "none", *shared],
         f"DGC {density:.1%}": ["--compression", "dgc", "--density", str(density), *shared],
     }
-    runs = []
-    for label, options in settings.items():
-        console.print(f"{name}, {label}: {workers} workers, {' '.join(options)}")
+    runs: list[Run] = []
+    begun = time.monotonic()
+    for number, (label, options) in enumerate(settings.items(), 1):
+        minutes = epochs * MINUTES_PER_EPOCH if not runs else (time.monotonic() - begun) / 60
+        console.print(
+            f"{name}, run {number} of {len(settings)}, {label}: {workers} workers, {' '.join(options)} "
+            f"(about {minutes:.1f} min)"
+        )
         runs.append(launch(label, example, workers, options, time_limit))
     console.print(table(name, runs))
     output.mkdir(parents=True, exist_ok=True)
@@ -211,7 +216,9 @@ def main(
         for run in runs
     }
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    console.print(f"saved {output / 'learning_curves.png'} and {output / 'results.json'}")
+    console.print(f"{(time.monotonic() - begun) / 60:.1f} min of training.")
+    console.print(f"Plot: {output / 'learning_curves.png'}. All figures: {output / 'results.json'}.")
+    console.print("Read next: README.md, 'In your training script', for the three lines that your own training needs.")
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ class Codec:
     """From one tensor's accumulated gradient v' to a payload, and from all workers' payloads to their sum.
 
     Made from a description: a kind and its settings, such as "coordinates n=1000 k=10 indices=elias-fano
-    values=float16 select=largest" (csrc/codec.cc lists them), or from a layout, for its k largest coordinates.
+    values=float16 select=largest" (csrc/kinds.cc lists them), or from a layout, for its k largest coordinates.
     """
 
     def __init__(self, description: str | Layout) -> None: ...
@@ -201,7 +201,7 @@ class Codec:
         Validates first and writes nothing if a payload is malformed. payloads: (N, nbytes) or (N * nbytes,).
         """
     def decode_votes(self, payloads: _Bytes, out: _Floats, scale: float = 1.0, threads: int = 1) -> None:
-        """out[n] += scale * the sign of the sum of the payloads, NaN where that is; for a codec that votes."""
+        """out[n] += scale * :func:`vote` of the sum of the payloads; for a codec that votes."""
     @property
     def parts(self) -> int:
         """Number of parts of equal length that a payload consists of, one for each worker; 0 if it has none."""
@@ -217,7 +217,7 @@ class Codec:
     def poison(self) -> _Bytes:
         """A valid payload that decodes to NaN: of a gradient that is not finite."""
     def poisoned(self, payloads: _Bytes) -> bool:
-        """Whether some payload is poison()."""
+        """Whether a worker's gradient was not finite, judging by all payloads: one of them is poison()."""
 
 class Proposal:
     """What a step would send and what it would leave behind; made by propose and encode."""
@@ -321,19 +321,21 @@ def encode(
     zero_grad: bool = False,
     sample_ratio: float = 0.01,
     threads: int = 1,
-    assume_finite: bool = False,
 ) -> Proposal:
     """propose and commit, where possible in one pass over memory, with the same results.
 
-    A gradient that is not finite leaves the state untouched. assume_finite saves the look at the gradient that this
-    takes: if it is not finite after all, the arrays hold the update, with nothing sent.
+    A gradient that is not finite leaves the state untouched.
     """
 
 def sum_squares(x: _Scalars, threads: int = 1) -> float:
     """Sum of squares, accumulated in double; infinite or NaN if x is not finite. Does not depend on threads."""
 
-def all_finite(x: _Scalars) -> bool:
-    """Whether x holds neither infinities nor NaN."""
+def sum_poisoned(sum: _Scalars) -> bool:
+    """Whether a worker's gradient was not finite, judging by the sum of payloads or of their dense forms: some value of
+    it is not. For payloads one by one, see :meth:`Codec.poisoned`."""
+
+def vote(sums: _Floats) -> None:
+    """What majority vote makes of sums of signs, in place: 1, -1, or 0 for a tie; NaN where a sum is not finite."""
 
 def apply_momentum(aggregated: _Floats, velocity: _Floats, update: Update) -> None:
     """Momentum of a tensor that is not sparsified, in place: velocity = u', aggregated = the step (as in Update).

@@ -8,6 +8,13 @@ Kernels run one after another on the stream given. RuntimeError: one could not b
 
 from horovod_dgc import _core
 
+progress_words: int
+"""int32 that kernels write for each tensor of a :class:`Batch`."""
+
+progress_fields: dict[str, int]
+"""Which of them are read, by name: ``nonfinite``, 1 where v' is not finite, else 0; ``nonzero``, the number of
+coordinates sent with a value other than 0, of a layout that is not dense."""
+
 def has_format(layout: _core.Layout) -> bool:
     """Whether kernels know the layout: n < 2**31, elias-fano or int32, float32, float16, bfloat16, int8 or int4."""
 
@@ -48,8 +55,7 @@ class Batch:
     def write(self, table: int, payloads: int, kept: int, progress: int, scratch: int, host: int) -> None:
         """Write the table, with these addresses on the device, to ``host``.
 
-        progress: int32, 8 for each tensor, of which the third becomes 1 where v' is not finite, and the fourth the
-        number of coordinates sent with a value other than 0, of a layout that is not dense.
+        progress: int32, :data:`progress_words` for each tensor.
         """
     def propose(self, table: int, scratch: int, stream: int) -> None: ...
     def commit(self, table: int, stream: int) -> None: ...

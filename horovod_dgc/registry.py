@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import Field, fields
+from dataclasses import Field, fields, replace
 from typing import Any
 
 from horovod_dgc import _checks
@@ -53,17 +53,22 @@ METHODS: dict[str, type[Method]] = {
 
 
 def method(name: str, **settings: Any) -> Method:
-    """The method of this name, as in ``method("dgc", density=0.01)``.
+    """The method of this name: ``method("dgc", density=0.01)``, or as text, ``method("dgc:density=0.01")``.
+
+    Args:
+        name: one of :data:`METHODS`, with or without settings as for :func:`parse`.
+        **settings: attributes of the method's class; they win over those in ``name``.
 
     Raises:
-        ValueError: an unknown name, with the known ones and the nearest match; an unknown setting; or a setting out
-            of range.
+        ValueError: an unknown name, with the known ones and the nearest match; an unknown setting; a setting out of
+            range; or text that :func:`parse` refuses.
     """
-    kind = METHODS[_checks.one_of("method", name, METHODS)]
+    stem = name.partition(":")[0] if isinstance(name, str) else name
+    kind = METHODS[_checks.one_of("method", stem, METHODS)]
     known = _settings(kind)
     for setting in settings:
-        _known(name, setting, known)
-    return kind(**settings)
+        _known(stem, setting, known)
+    return kind(**settings) if stem == name else replace(parse(name), **settings)  # type: ignore[type-var]
 
 
 def parse(text: str) -> Method:

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "clones.h"
+#include "coordinates.h"
 #include "decode.h"
 #include "norms.h"
 #include "proposal.h"
@@ -94,14 +95,6 @@ void encode_pass(benchmark::State& state) {
   Data& d = data();
   const Layout l = layout();
   for (auto _ : state) benchmark::DoNotOptimize(encode(*largest(l), d.update, d.arrays(), Options()));
-}
-
-void encode_assume_finite_pass(benchmark::State& state) {
-  Data& d = data();
-  const Layout l = layout();
-  Options options;
-  options.assume_finite = true;
-  for (auto _ : state) benchmark::DoNotOptimize(encode(*largest(l), d.update, d.arrays(), options));
 }
 
 void propose_floor(benchmark::State& state) {
@@ -192,7 +185,6 @@ void decode_32(benchmark::State& state) {
 
 DGC_BENCHMARK(encode_floor);
 DGC_BENCHMARK(encode_pass);
-DGC_BENCHMARK(encode_assume_finite_pass);
 DGC_BENCHMARK(propose_floor);
 DGC_BENCHMARK(propose_pass);
 DGC_BENCHMARK(commit_floor);

@@ -7,6 +7,9 @@
 
 namespace dgc::cuda {
 
+// What a payload holds at its first coordinates where a value is not finite.
+__device__ inline float quiet_nan() { return bits_float(0x7fc00000u); }
+
 // Payloads that have been gathered begin at any byte.
 __device__ inline uint16_t read_16(const uint8_t* bytes) {
   return static_cast<uint16_t>(bytes[0] | bytes[1] << 8);

@@ -150,6 +150,10 @@ PYBIND11_MODULE(_cuda, m) {
   // Its Layout and Update are arguments here.
   py::module_::import("horovod_dgc._core");
   m.def("has_format", &dgc::cuda::has_format, py::arg("layout"));
+  m.attr("progress_words") = dgc::cuda::kProgressWords;
+  py::dict fields;
+  for (const auto& field : dgc::cuda::kProgressFields) fields[field.name] = field.word;
+  m.attr("progress_fields") = fields;
   dgc::cuda::bind_batch(&m);
   dgc::cuda::bind_sums(&m);
   dgc::cuda::bind_whole_tensors(&m);

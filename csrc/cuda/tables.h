@@ -1,9 +1,11 @@
 // What the kernels know of the tensors that they work on: plain structures, written by the host.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "arrays.h"
+#include "half.h"
 #include "update.h"
 #include "value_coding.h"
 
@@ -18,6 +20,7 @@ constexpr uint32_t kGroup = kChunk;       // coordinates that are coded together
 constexpr uint32_t kRange = 1u << 15;     // coordinates that payloads are added to by one block
 constexpr uint32_t kBins = 2048;          // of a histogram
 constexpr int32_t kNoThreshold = -1;      // that every magnitude exceeds
+constexpr int32_t kLargestFinite = kInfinityBits - 1;  // a magnitude (half.h)
 constexpr uint32_t kMostSampled = 16 * kSampleThreads;
 constexpr uint32_t kSegment = 4 * kThreads;  // bytes of a payload's high part that are decoded by one block
 
@@ -49,13 +52,22 @@ enum class Outcome : uint32_t {
 // How far the selection of one tensor has come.
 struct Progress {
   int32_t threshold;    // a magnitude (half.h)
-  uint32_t candidates;  // coordinates above it
   uint32_t nonfinite;   // 1: some v' is not finite
   uint32_t nonzero;     // coordinates sent with a value other than 0, of a layout that is not dense
   uint32_t members;     // candidates in the bin of the histogram that the last one taken is in
   int32_t smallest;     // magnitude of the last one taken
   uint32_t taken;       // coordinates of that magnitude that are taken, those with the lowest indices
   Outcome outcome;
+};
+
+// The words of 32 bits that Progress has, and where among them is what callers read.
+constexpr size_t kProgressWords = sizeof(Progress) / 4;
+constexpr struct {
+  const char* name;
+  size_t word;
+} kProgressFields[] = {
+    {"nonfinite", offsetof(Progress, nonfinite) / 4},
+    {"nonzero", offsetof(Progress, nonzero) / 4},
 };
 
 struct Member {

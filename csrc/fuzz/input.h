@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "codec.h"
+#include "kinds.h"
 
 namespace dgc::fuzz {
 

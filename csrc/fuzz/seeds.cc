@@ -6,6 +6,7 @@
 
 #include "input.h"
 #include "proposal.h"
+#include "quantile.h"
 
 namespace {
 

@@ -6,8 +6,12 @@
 #include <utility>
 
 #include "arguments.h"
+#include "coordinates.h"
+#include "decode.h"
+#include "kinds.h"
 #include "norms.h"
 #include "proposal.h"
+#include "quantile.h"
 
 namespace dgc::python {
 namespace {
@@ -171,8 +175,7 @@ void commit(const Made& made, const Update& update, const py::object& grad, cons
 Made encode(const Described& described, const Update& update, const py::object& grad,
             const py::object& residual, const py::object& velocity, const py::object& weights,
             const Randomness& randomness, const py::object& opened, const py::object& memory,
-            const py::object& squares, bool mask_velocity, bool zero_grad, double sample_ratio, int threads,
-            bool assume_finite) {
+            const py::object& squares, bool mask_velocity, bool zero_grad, double sample_ratio, int threads) {
   const Codec& codec = *described.codec;
   const Arrays a = arrays_of(codec.n(), update, grad, residual, velocity, weights, Access::write, zero_grad);
   const Circumstances c(codec, randomness, opened, memory, squares, threads, Access::write);
@@ -181,7 +184,6 @@ Made encode(const Described& described, const Update& update, const py::object& 
   options.threads = threads;
   options.mask_velocity = mask_velocity;
   options.zero_grad = zero_grad;
-  options.assume_finite = assume_finite;
   py::gil_scoped_release release;
   return {described.codec, randomness, dgc::encode(codec, update, a, options, c.context, c.memory)};
 }
@@ -386,7 +388,7 @@ void bind_steps(py::module_* m) {
          py::arg("velocity") = none, py::arg("weights") = none, py::kw_only(),
          py::arg("randomness") = Randomness(), py::arg("opened") = none, py::arg("memory") = none,
          py::arg("squares") = none, py::arg("mask_velocity") = true, py::arg("zero_grad") = false,
-         py::arg("sample_ratio") = 0.01, py::arg("threads") = 1, py::arg("assume_finite") = false);
+         py::arg("sample_ratio") = 0.01, py::arg("threads") = 1);
   m->def("opened_by_quantile", &opened_by_quantile, py::arg("codecs"), py::arg("openings"));
   m->def(
       "sum_squares",
@@ -398,13 +400,23 @@ void bind_steps(py::module_* m) {
       },
       py::arg("x"), py::arg("threads") = 1);
   m->def(
-      "all_finite",
-      [](const py::object& x) {
-        const Scalars s = scalars("x", x, Access::read);
+      "sum_poisoned",
+      [](const py::object& total) {
+        const Scalars s = scalars("sum", total, Access::read);
         py::gil_scoped_release release;
-        return dgc::all_finite(s.data, s.type, s.size);
+        return any_poisoned(s.data, s.type, s.size);
       },
-      py::arg("x"));
+      py::arg("sum"));
+  m->def(
+      "vote",
+      [](const py::object& sums) {
+        const py::array array = checked_array("sums", sums, Access::write);
+        const size_t n = static_cast<size_t>(array.size());
+        float* s = floats("sums", sums, n, Access::write);
+        py::gil_scoped_release release;
+        dgc::vote(s, n);
+      },
+      py::arg("sums"));
   m->def(
       "apply_momentum",
       [](const py::object& aggregated, const py::object& velocity, const Update& update) {

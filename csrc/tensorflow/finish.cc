@@ -1,8 +1,8 @@
 // What happens once the collectives have brought every rank's payloads.
-#include <cmath>
 #include <limits>
 #include <mutex>
 
+#include "decode.h"
 #include "operations.h"
 #include "proposal.h"
 #include "tensorflow/core/framework/common_shape_fns.h"
@@ -14,19 +14,6 @@ namespace {
 
 using tensorflow::DEVICE_CPU;
 using tensorflow::shape_inference::InferenceContext;
-
-// Whether the first value of a message that some rank poisoned is NaN: a poisoned payload decodes to NaN at
-// its first coordinate, and a sum is NaN wherever one of its terms is.
-bool first_is_nan(const Tensor& received, Message message) {
-  if (message == Message::float16) {
-    uint16_t bits = 0;
-    std::memcpy(&bits, data_of(received), sizeof bits);
-    return (bits & 0x7fff) > 0x7c00;
-  }
-  float first = 0;
-  std::memcpy(&first, data_of(received), sizeof first);
-  return std::isnan(first);
-}
 
 // What came back from the collective, with its size checked. received: uint8.
 void check_received(const Tensor& received, const Codec& codec, Message message, int64_t workers) {
@@ -42,9 +29,10 @@ void check_received(const Tensor& received, const Codec& codec, Message message,
 
 // Whether the gradient of this variable was not finite on some rank, judging by what came back.
 bool poisoned(const Tensor& received, const Codec& codec, Message message, int64_t workers) {
-  if (message == Message::payloads) return any_poisoned(codec, bytes_of(received), workers);
+  if (message == Message::payloads) return any_poisoned(codec, bytes_of(received), static_cast<size_t>(workers));
   if (message == Message::ranges) return any_poisoned(codec, bytes_of(received), 1);
-  return first_is_nan(received, message);
+  const Scalar type = message == Message::float16 ? Scalar::float16 : Scalar::float32;
+  return any_poisoned(data_of(received), type, static_cast<size_t>(received.NumElements()) / scalar_size(type));
 }
 
 REGISTER_OP("HorovodDgcNonfinite")
@@ -119,12 +107,12 @@ REGISTER_KERNEL_BUILDER(Name("HorovodDgcConclude").Device(DEVICE_CPU), ConcludeO
 REGISTER_OP("HorovodDgcFinish")
     .Attr("T: {float, half, bfloat16}")
     .Attr("K: int >= 1")
-    .Attr("kept: list(string)")
+    .Attr(attribute_of_names("kept", kKeptNames))
     .Attr("codecs: list(string)")
     .Attr("seed: int")
     .Attr("number: int")
     .Attr("rank: int")
-    .Attr("messages: list(int)")
+    .Attr(attribute_of_names("messages", kMessageNames))
     .Attr("carried: bool")
     .Attr("workers: int")
     .Attr("nesterov: bool")
@@ -149,9 +137,9 @@ Commits one variable's step and returns the gradient to apply; or, in a skipped 
 for a variable whose gradient was not finite on some rank, zeros for the others.
 
 gradient, payload, stage, applied, squares: of Propose.
-received: what came back from all `workers`, as bytes. messages: for each stage, what that is: 0 the payloads of all
-  ranks, one after another; 1 the sum of their dense forms in float32; 2 or 3 the sum of payloads in float32 or float16;
-  4 the payload of the sum that HorovodDgcReduce makes the parts of.
+received: what came back from all `workers`, as bytes. messages: for each stage, what that is: the payloads of all
+  ranks, one after another; the sum of their dense forms in float32; the sum of payloads in float32 or float16; ranges,
+  the payload of the sum that HorovodDgcReduce makes the parts of.
 returned: of HorovodDgcReduce, for the residual; without elements elsewhere.
 carried: `received` has been multiplied already by what the user's options (Average, Sum) ask for.
 factor: otherwise, what they make of 1; float32, one element.
@@ -160,13 +148,15 @@ loss_scale: factor that the result carries.
 
 class FinishOp : public Operation {
  public:
-  explicit FinishOp(OpKernelConstruction* context) : Operation(context), plan_(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("messages", &messages_));
+  explicit FinishOp(OpKernelConstruction* context)
+      : Operation(context),
+        plan_(context),
+        messages_(numbers_of(context, "messages", kMessageNames)),
+        kept_(numbers_of(context, "kept", kKeptNames)) {
     OP_REQUIRES_OK(context, context->GetAttr("carried", &carried_));
     OP_REQUIRES_OK(context, context->GetAttr("workers", &workers_));
     OP_REQUIRES_OK(context, context->GetAttr("nesterov", &nesterov_));
     OP_REQUIRES_OK(context, context->GetAttr("masking", &masking_));
-    OP_REQUIRES_OK(context, context->GetAttr("kept", &kept_));
   }
 
  protected:
@@ -180,7 +170,7 @@ class FinishOp : public Operation {
     const double factor = static_cast<double>(context->input(6).flat<float>()(0));
     const double loss_scale = context->input(7).scalar<double>()();
     const Codec& codec = plan_.codec(stage);
-    const auto message = static_cast<Message>(messages_.at(static_cast<size_t>(stage)));
+    const Message message = messages_.at(static_cast<size_t>(stage));
     check_received(received, codec, message, workers_);
     // Nothing is committed unless what came back can be decoded.
     if (message == Message::payloads || message == Message::ranges)
@@ -216,7 +206,11 @@ class FinishOp : public Operation {
       // Sums over workers, times what the options ask for, in the units of the loss as it is scaled.
       const double scale = (carried_ ? 1.0 : factor / static_cast<double>(workers_)) * loss_scale;
       deliver(codec, settings, received, message, codec.votes() ? 1.0f : static_cast<float>(scale), out);
-      if (codec.votes()) vote(static_cast<float>(factor * loss_scale), out);
+      if (codec.votes()) {
+        vote(out, codec.n());
+        const float size = static_cast<float>(factor * loss_scale);
+        for (size_t i = 0; i < codec.n(); ++i) out[i] *= size;
+      }
       if (state.memory() && message != Message::dense)
         codec.absorb(bytes_of(received), payloads_in(message), state.memory());
       if (moves(state, update) && applied(kRate) > 0) *state.rate() = static_cast<float>(applied(kRate));
@@ -282,11 +276,6 @@ class FinishOp : public Operation {
     codec.add(bytes_of(received), payloads_in(message), out, scale, settings);
   }
 
-  void vote(float factor, float* out) const {
-    for (int64_t i = 0; i < plan_.numel(); ++i)
-      out[i] = factor * static_cast<float>((out[i] > 0.0f) - (out[i] < 0.0f));
-  }
-
   static void narrow(const Tensor& wide, Tensor* result) {
     const auto from = wide.flat<float>();
     if (result->dtype() == tensorflow::DT_HALF) {
@@ -315,12 +304,12 @@ class FinishOp : public Operation {
   }
 
   Plan plan_;
-  std::vector<int> messages_;
+  std::vector<Message> messages_;
+  std::vector<Kept> kept_;
   bool carried_ = false;
   int64_t workers_ = 0;
   bool nesterov_ = false;
   bool masking_ = false;
-  std::vector<std::string> kept_;
 };
 REGISTER_KERNEL_BUILDER(Name("HorovodDgcFinish").Device(DEVICE_CPU), FinishOp);
 

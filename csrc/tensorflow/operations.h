@@ -12,6 +12,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -20,6 +21,7 @@
 
 #include "arrays.h"
 #include "codec.h"
+#include "kinds.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/resource_mgr.h"
 #include "tensorflow/core/framework/resource_var.h"
@@ -36,8 +38,21 @@ using tensorflow::Var;
 // Below this size a second thread costs more to start than it saves.
 constexpr int64_t kThreadedElements = 1 << 20;
 
+// A number by the name that Python knows it by. The tables of them are all that Python learns of the numbers.
+template <class Number>
+struct Named {
+  const char* name;
+  Number number;
+};
+
 // Columns of the int64 matrix `counts`; its row 0 holds totals, its row 1 the latest step.
 enum Count { kSteps, kSkipped, kSent, kControl, kDense, kNonzero, kOverflow, kEncode, kDecode, kCounts };
+
+inline constexpr Named<Count> kCountNames[] = {
+    {"steps", kSteps},     {"skipped", kSkipped},   {"sent", kSent},     {"control", kControl}, {"dense", kDense},
+    {"nonzero", kNonzero}, {"overflow", kOverflow}, {"encode", kEncode}, {"decode", kDecode},
+};
+static_assert(std::size(kCountNames) == kCounts, "a name for each");
 
 // Elements of the float64 vector `applied`, which carries a proposal's arithmetic to Finish.
 enum Applied {
@@ -58,10 +73,52 @@ constexpr double kAtRest = 0.0;
 // What Conclude counts for the whole step, in the int64 vector `progress`.
 enum Progress { kStepsDone, kStepsSkipped, kWait, kLastWait, kProgress };
 
+inline constexpr Named<Progress> kProgressNames[] = {
+    {"steps", kStepsDone}, {"skipped", kStepsSkipped}, {"wait", kWait}, {"last_wait", kLastWait}};
+static_assert(std::size(kProgressNames) == kProgress, "a name for each");
+
 // How the bytes that arrive at Finish are to be read: the payloads of all ranks, one after another; the sum
 // of their dense forms, in float32; the sum of the payloads themselves, in either type; or the payload of
 // their sum that a sparse allreduce makes.
 enum class Message { payloads, dense, float32, float16, ranges };
+
+inline constexpr Named<Message> kMessageNames[] = {{"payloads", Message::payloads},
+                                                   {"dense", Message::dense},
+                                                   {"float32", Message::float32},
+                                                   {"float16", Message::float16},
+                                                   {"ranges", Message::ranges}};
+
+// What is kept of a variable besides its counts.
+enum class Kept { residual, velocity, rate, memory };
+
+inline constexpr Named<Kept> kKeptNames[] = {{"residual", Kept::residual},
+                                             {"velocity", Kept::velocity},
+                                             {"rate", Kept::rate},
+                                             {"memory", Kept::memory}};
+
+// The attribute that is a list of such names, for TensorFlow, which refuses others.
+template <class Number, size_t kCount>
+std::string attribute_of_names(const std::string& attribute, const Named<Number> (&names)[kCount]) {
+  std::string allowed;
+  for (const auto& each : names) allowed += (allowed.empty() ? "'" : ", '") + std::string(each.name) + "'";
+  return attribute + ": list({" + allowed + "})";
+}
+
+// The numbers that the names of such an attribute stand for.
+template <class Number, size_t kCount>
+std::vector<Number> numbers_of(OpKernelConstruction* context, const char* attribute,
+                               const Named<Number> (&names)[kCount]) {
+  std::vector<std::string> given;
+  std::vector<Number> numbers;
+  const absl::Status status = context->GetAttr(attribute, &given);
+  if (!status.ok()) context->SetStatus(status);
+  for (const std::string& name : given) {
+    for (const auto& each : names) {
+      if (name == each.name) numbers.push_back(each.number);
+    }
+  }
+  return numbers;
+}
 
 inline int64_t now() {
   using std::chrono::steady_clock;
@@ -178,17 +235,17 @@ class Plan {
 class State {
  public:
   // Its handles are the operation's last inputs, from `first` on: counts, and then those of residual,
-  // velocity (with the learning rate in whose units it stands) and the codec's memory that `kept` names.
-  State(OpKernelContext* context, int first, const std::vector<std::string>& kept, const Plan& plan) {
+  // velocity (with the learning rate in whose units it stands) and the codec's memory that are kept.
+  State(OpKernelContext* context, int first, const std::vector<Kept>& kept, const Plan& plan) {
     held_.reserve(static_cast<size_t>(context->num_inputs() - first));
     for (int i = first; i < context->num_inputs(); ++i) held_.emplace_back(variable_of(context, i));
     counts_ = take("counts", 2 * kCounts);
     const Codec& codec = plan.codec(0);
-    for (const std::string& name : kept) {
-      if (name == "residual") residual_ = take("residual", plan.numel());
-      if (name == "velocity") velocity_ = take("velocity", plan.numel());
-      if (name == "rate") rate_ = take("rate", 1);
-      if (name == "memory") memory_ = take("memory", static_cast<int64_t>(codec.memory()));
+    for (const Kept each : kept) {
+      if (each == Kept::residual) residual_ = take("residual", plan.numel());
+      if (each == Kept::velocity) velocity_ = take("velocity", plan.numel());
+      if (each == Kept::rate) rate_ = take("rate", 1);
+      if (each == Kept::memory) memory_ = take("memory", static_cast<int64_t>(codec.memory()));
     }
     if ((memory_ == kNone) != (codec.memory() == 0))
       throw std::invalid_argument("memory is missing, or kept for a codec that has none");

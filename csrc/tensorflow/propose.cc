@@ -2,6 +2,7 @@
 #include "norms.h"
 #include "operations.h"
 #include "proposal.h"
+#include "quantile.h"
 #include "tensorflow/core/framework/common_shape_fns.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/shape_inference.h"
@@ -60,11 +61,11 @@ REGISTER_KERNEL_BUILDER(Name("HorovodDgcSumSquares").Device(DEVICE_CPU), SumSqua
 //   gradient, variable, unscale, momentum, rate, opened, squares, state...
 class ArithmeticOp : public Operation {
  public:
-  explicit ArithmeticOp(OpKernelConstruction* context) : Operation(context), plan_(context) {
+  explicit ArithmeticOp(OpKernelConstruction* context)
+      : Operation(context), plan_(context), kept_(numbers_of(context, "kept", kKeptNames)) {
     OP_REQUIRES_OK(context, context->GetAttr("identity", &identity_));
     OP_REQUIRES_OK(context, context->GetAttr("label", &label_));
     OP_REQUIRES_OK(context, context->GetAttr("starts", &starts_));
-    OP_REQUIRES_OK(context, context->GetAttr("kept", &kept_));
     OP_REQUIRES_OK(context, context->GetAttr("nesterov", &nesterov_));
     OP_REQUIRES_OK(context, context->GetAttr("pauses", &pauses_));
   }
@@ -125,34 +126,34 @@ class ArithmeticOp : public Operation {
 
  private:
   Plan plan_;
+  std::vector<Kept> kept_;
   int64_t identity_ = 0;
   std::string label_;
   std::vector<int64_t> starts_;
-  std::vector<std::string> kept_;
   bool nesterov_ = false;
   bool pauses_ = false;
 };
 
-#define HOROVOD_DGC_ARITHMETIC(op)      \
-  op.Attr("T: {float, half, bfloat16}") \
-      .Attr("K: int >= 1")              \
-      .Attr("identity: int")            \
-      .Attr("label: string")            \
-      .Attr("starts: list(int)")        \
-      .Attr("kept: list(string)")       \
-      .Attr("codecs: list(string)")     \
-      .Attr("seed: int")                \
-      .Attr("number: int")              \
-      .Attr("rank: int")                \
-      .Attr("nesterov: bool")           \
-      .Attr("pauses: bool")             \
-      .Input("gradient: T")             \
-      .Input("variable: resource")      \
-      .Input("unscale: double")         \
-      .Input("momentum: double")        \
-      .Input("rate: double")            \
-      .Input("opened: float")           \
-      .Input("squares: float")          \
+#define HOROVOD_DGC_ARITHMETIC(op)                       \
+  op.Attr("T: {float, half, bfloat16}")                  \
+      .Attr("K: int >= 1")                               \
+      .Attr("identity: int")                             \
+      .Attr("label: string")                             \
+      .Attr("starts: list(int)")                         \
+      .Attr(attribute_of_names("kept", kKeptNames))      \
+      .Attr("codecs: list(string)")                      \
+      .Attr("seed: int")                                 \
+      .Attr("number: int")                               \
+      .Attr("rank: int")                                 \
+      .Attr("nesterov: bool")                            \
+      .Attr("pauses: bool")                              \
+      .Input("gradient: T")                              \
+      .Input("variable: resource")                       \
+      .Input("unscale: double")                          \
+      .Input("momentum: double")                         \
+      .Input("rate: double")                             \
+      .Input("opened: float")                            \
+      .Input("squares: float")                           \
       .Input("state: K * resource")
 
 HOROVOD_DGC_ARITHMETIC(REGISTER_OP("HorovodDgcOpen"))
@@ -232,14 +233,14 @@ Selects and codes what one variable sends in this step; changes no state.
 identity, label: HorovodDgcIdentity's answer for the variable that this operation was made for, and its name.
 starts: number of steps done at which each stage of the density schedule begins, ascending from 0.
 codecs: for each stage, the codec's description. seed, number, rank: what random numbers follow from.
-kept: what of residual, velocity, rate and memory follows counts in `state`, in this order. counts int64 [2, 9],
-  residual and velocity float32 [numel], rate float32 [], the learning rate in whose units the velocity stands.
+kept: what follows counts in `state`, in this order. counts int64 [2, columns], residual and velocity float32 [numel],
+  rate float32 [], the learning rate in whose units the velocity stands, memory float32, the codec's.
 unscale, momentum, rate: factor of the gradient, momentum, and learning rate of this step.
 pauses: a momentum of 0 leaves the velocity as it is; otherwise that clears it.
 opened: what came back from the opening round; without elements where there is none.
 squares: float32 [numel], sums over samples of the squared gradient in unscaled units, for a codec that weighs by
   them; without elements for the squares of the gradient itself.
-payload: its length depends on the stage only. applied: float64 [9], for HorovodDgcFinish.
+payload: its length depends on the stage only. applied: float64, for HorovodDgcFinish.
 )doc");
 
 #undef HOROVOD_DGC_ARITHMETIC

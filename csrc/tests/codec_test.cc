@@ -12,7 +12,9 @@
 #include <vector>
 
 #include "cases.h"
+#include "kinds.h"
 #include "proposal.h"
+#include "quantile.h"
 
 namespace dgc {
 namespace {

@@ -2,12 +2,15 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <limits>
+#include <map>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "cases.h"
+#include "coordinates.h"
 #include "cuda/add.h"
 #include "cuda/builders.h"
 #include "cuda/commit.h"
@@ -343,6 +346,18 @@ TEST(CudaReduce, MomentumOfTheAggregatedGradient) {
     expect_same(velocity, u, "velocity");
     expect_same(plain, thrice, "without momentum");
   }
+}
+
+TEST(CudaProgress, CallersReadItByTheNamesOfItsFields) {
+  Progress progress{};
+  progress.nonfinite = 7;
+  progress.nonzero = 9;
+  std::vector<uint32_t> words(kProgressWords);
+  ASSERT_EQ(words.size() * sizeof(uint32_t), sizeof progress);
+  std::memcpy(words.data(), &progress, sizeof progress);
+  std::map<std::string, uint32_t> read;
+  for (const auto& field : kProgressFields) read[field.name] = words.at(field.word);
+  EXPECT_EQ(read, (std::map<std::string, uint32_t>{{"nonfinite", 7}, {"nonzero", 9}}));
 }
 
 TEST(CudaFormat, KnowsWhatItCannotDo) {

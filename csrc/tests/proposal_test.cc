@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cases.h"
+#include "coordinates.h"
 #include "decode.h"
 
 namespace dgc {

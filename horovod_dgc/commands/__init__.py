@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from horovod_dgc.commands.build import build
 from horovod_dgc.plan.command import plan
 
 
@@ -12,4 +13,5 @@ def commands() -> None:
     """Gradient compression for Horovod."""
 
 
+commands.add_command(build)
 commands.add_command(plan)

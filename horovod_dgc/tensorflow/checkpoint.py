@@ -16,7 +16,8 @@ from horovod_dgc import _checks, agreement, resize
 from horovod_dgc import checkpoint as files
 from horovod_dgc.tensorflow.collectives import gather_bytes
 from horovod_dgc.tensorflow.compression import Compression
-from horovod_dgc.tensorflow.tensors import Tensor
+from horovod_dgc.tensorflow.operations import PROGRESS
+from horovod_dgc.tensorflow.tensors import Tensor, by_name, set_progress
 
 # What is fitted to another number of workers, and what a checkpoint holds besides.
 FIELDS = ("residual", "velocity")
@@ -43,7 +44,8 @@ def save_checkpoint(folder: str | os.PathLike[str], compression: Compression, *,
         CheckpointError: on every rank, if one cannot write or holds the state of another step.
         RuntimeError: some rank did not call this within ``agreement_timeout`` seconds.
     """
-    exchanges, skipped = (int(count) for count in compression.progress.numpy()[:2])
+    progress = by_name(PROGRESS, compression.progress.numpy())
+    exchanges, skipped = progress["steps"], progress["skipped"]
     common = {
         **_header(compression),
         "reduction": compression._graphs.reduction,
@@ -113,7 +115,7 @@ def load_checkpoint(
         tensor.steps = entry["steps"]
         if tensor.rate is not None:
             tensor.rate.assign(entry["rate"])
-    compression.progress.assign([state["exchanges"], state["skipped"], *compression.progress.numpy()[2:]])
+    set_progress(compression.progress, state["exchanges"], state["skipped"])
     compression._graphs.reduction = state["reduction"]
     dropped = files.what_was_dropped([report["lost"] for report in reports], reports[0]["saved"])
     if dropped and group.position == 0:

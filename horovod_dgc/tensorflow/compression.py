@@ -22,9 +22,10 @@ from horovod_dgc.tensorflow.callers import Call
 from horovod_dgc.tensorflow.collectives import gather_bytes
 from horovod_dgc.tensorflow.model import Model
 from horovod_dgc.tensorflow.moments import SecondMoments
+from horovod_dgc.tensorflow.operations import PROGRESS
 from horovod_dgc.tensorflow.step import Exchange, Step
 from horovod_dgc.tensorflow.takeover import KERAS_3, Takeover, is_optimizer, loss_scale
-from horovod_dgc.tensorflow.tensors import Tensor
+from horovod_dgc.tensorflow.tensors import Tensor, by_name
 from horovod_dgc.transport import Transport, forced
 
 # What says whether the gradients of a step are finite.
@@ -112,7 +113,7 @@ class Compression(tf.Module):  # type: ignore[misc]
         # Read again: what is kept in a module becomes a list that checkpoints follow.
         self.tensors: list[Tensor] = []
         with tf.init_scope(), tf.device("CPU:0"):
-            self.progress = tf.Variable(tf.zeros(4, tf.int64), trainable=False, name="progress")
+            self.progress = tf.Variable(tf.zeros(len(PROGRESS), tf.int64), trainable=False, name="progress")
         self._graphs = Graphs(
             method=method,
             optimizer=optimizer,
@@ -157,9 +158,9 @@ class Compression(tf.Module):  # type: ignore[misc]
         ``wait`` is measured for the whole step: from the last variable's encoding to the arrival of all payloads.
         """
         pairs = [tensor.measured() for tensor in self.tensors]
-        steps, skipped, wait, last_wait = (int(value) for value in self.progress.numpy())
-        total = _total([pair[0] for pair in pairs], steps, skipped, wait)
-        last = _total([pair[1] for pair in pairs], min(steps, 1), 0, last_wait)
+        made = by_name(PROGRESS, self.progress.numpy())
+        total = _total([pair[0] for pair in pairs], made["steps"], made["skipped"], made["wait"])
+        last = _total([pair[1] for pair in pairs], min(made["steps"], 1), 0, made["last_wait"])
         tensors = {tensor.label: pair[0] for tensor, pair in zip(self.tensors, pairs)}
         lost = self._graphs.lost
         return Stats(total, last, tensors, len(lost), math.sqrt(sum(lost)))

@@ -33,8 +33,9 @@ from horovod.tensorflow.functions import allgather_object, broadcast_object
 from horovod_dgc import resize
 from horovod_dgc.elastic import NAME, Membership
 from horovod_dgc.tensorflow.compression import Compression
+from horovod_dgc.tensorflow.operations import PROGRESS
 from horovod_dgc.tensorflow.takeover import raw, state_of
-from horovod_dgc.tensorflow.tensors import Tensor
+from horovod_dgc.tensorflow.tensors import Tensor, by_name, set_progress
 
 __all__ = ["TensorFlowKerasState", "TensorFlowState"]
 
@@ -115,13 +116,14 @@ class TensorFlowState(ObjectState):  # type: ignore[misc]
         if not joined and (not self._membership.members or self._membership.follows(hvd.size())):
             return
         compression = self.compression
-        steps = int(compression.progress[0])
+        made = by_name(PROGRESS, compression.progress.numpy())
+        steps = made["steps"]
         reports = allgather_object(self._membership.report(steps > 0, steps, compression._graphs.lost), name=NAME)
         kept, compression._graphs.lost = self._membership.settle(reports)
         shared = [(t.steps, None if t.rate is None else float(t.rate)) for t in compression.tensors]
-        common = broadcast_object((compression.progress.numpy(), compression._graphs.reduction, shared), name=NAME)
-        progress, reduction, shared = common
-        if len(reports) == 1 and progress[0]:
+        common = broadcast_object((made, compression._graphs.reduction, shared), name=NAME)
+        made, reduction, shared = common
+        if len(reports) == 1 and made["steps"]:
             raise RuntimeError(
                 "one worker is left, which Horovod lets train without compression: what waits in its residuals would "
                 "never be applied. Start the job with --min-np 2"
@@ -134,7 +136,7 @@ class TensorFlowState(ObjectState):  # type: ignore[misc]
             tensor.steps = steps
             if tensor.rate is not None:
                 tensor.rate.assign(rate)
-        compression.progress.assign(np.concatenate([progress[:2], compression.progress.numpy()[2:]]))
+        set_progress(compression.progress, made["steps"], made["skipped"])
         compression._graphs.reduction = reduction
         self._workers = len(reports)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import horovod.tensorflow as hvd
 import numpy as np
@@ -16,15 +16,15 @@ from horovod_dgc.tensorflow import sync
 from horovod_dgc.tensorflow.callers import Call
 from horovod_dgc.tensorflow.collectives import ALLGATHER, ALLREDUCE, REDUCESCATTER
 from horovod_dgc.tensorflow.moments import SecondMoments
-from horovod_dgc.tensorflow.operations import library
+from horovod_dgc.tensorflow.operations import PROGRESS, library
 from horovod_dgc.tensorflow.takeover import Hyperparameters
 from horovod_dgc.tensorflow.tensors import Tensor
 from horovod_dgc.transport import Transport
 
-# What travels and comes back, as csrc/tensorflow numbers it.
-PAYLOADS, DENSE, SUM_OF_FLOAT32, SUM_OF_FLOAT16, RANGES = range(5)
+# What travels and comes back, as HorovodDgcFinish names it.
+Message = Literal["payloads", "dense", "float32", "float16", "ranges"]
 # What an allreduce can take.
-SUMS = (DENSE, SUM_OF_FLOAT32, SUM_OF_FLOAT16)
+SUMS: tuple[Message, ...] = ("dense", "float32", "float16")
 
 
 class Exchange:
@@ -182,24 +182,24 @@ class Exchange:
         came, returned = tf.switch_case(branch, [functools.partial(self._exchange, message) for message in used])
         return came, returned
 
-    def _exchange(self, message: int) -> tuple[tf.Tensor, tf.Tensor]:
+    def _exchange(self, message: Message) -> tuple[tf.Tensor, tf.Tensor]:
         kind = ALLREDUCE if message in SUMS else ALLGATHER
         name = f"{kind}_{message}_{self._step.ordinal}_{self._tensor.position}"
         options = {"ignore_name_scope": True, "process_set": self._members.process_set}
-        if message == PAYLOADS:
+        if message == "payloads":
             return hvd.allgather(self.payload, name=name, **options), tf.zeros(0, tf.float32)
-        if message == RANGES:
+        if message == "ranges":
             parts = hvd.alltoall(self.payload, name=f"{name}_parts", **options)
             part, returned = library.horovod_dgc_reduce(parts, self._stage, **self._coding)
             return hvd.allgather(part, name=name, **options), returned
-        return _bytes(hvd.allreduce(self._summand(message), op=hvd.Sum, name=name, **options)), tf.zeros(0)
+        return _bytes(hvd.allreduce(self._summand(message), op=hvd.Sum, name=name, **options)), tf.zeros(0, tf.float32)
 
-    def _summand(self, message: int) -> tf.Tensor:
+    def _summand(self, message: Message) -> tf.Tensor:
         """The payload in a form that can be summed."""
-        if message == DENSE:
+        if message == "dense":
             dense = library.horovod_dgc_masked(self.payload, self._stage, self._opened, **self._coding)
             return tf.ensure_shape(dense, [self._tensor.numel])
-        dtype = tf.float16 if message == SUM_OF_FLOAT16 else tf.float32
+        dtype = tf.float16 if message == "float16" else tf.float32
         return tf.bitcast(tf.reshape(self.payload, [-1, dtype.size]), dtype)
 
 
@@ -207,12 +207,12 @@ def _bytes(values: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.bitcast(values, tf.uint8), [-1])
 
 
-def _message(plan: Plan, way: Transport) -> int:
+def _message(plan: Plan, way: Transport) -> Message:
     if way != "allreduce":
-        return PAYLOADS if way == "gather" else RANGES
+        return "payloads" if way == "gather" else "ranges"
     if plan.summable is None:
-        return DENSE
-    return SUM_OF_FLOAT16 if plan.summable == np.float16 else SUM_OF_FLOAT32
+        return "dense"
+    return "float16" if plan.summable == np.float16 else "float32"
 
 
 def _settled(exchanges: list[Exchange]) -> tf.Tensor | None:
@@ -236,7 +236,7 @@ class Step:
         exchanged: position in ``call`` and tensor of each dense gradient that is not empty.
         ordinal: number of the Compression in this process, the same on all ranks.
         one: float32 variable of one element that holds 1.
-        progress: int64 (4,) variable of counts.
+        progress: int64 (len(PROGRESS),) variable.
         starts: first step of each stage of the method's schedule.
         model: all tensors of the model, in its order.
         check_sync: every so many exchanges compare their variables across ranks; 0 for never.
@@ -307,7 +307,7 @@ class Step:
         awaited = [exchange.outgoing for exchange in exchanges]
         if check_sync:
             name = f"{ALLGATHER}_sync_{ordinal}_{first}"
-            awaited.append(sync.require(model, call, progress.read_value()[0], check_sync, name))
+            awaited.append(sync.require(model, call, progress.read_value()[PROGRESS.index("steps")], check_sync, name))
         with tf.control_dependencies(awaited):
             self.skipped = library.horovod_dgc_conclude(nonfinite, applied, progress.handle)
 

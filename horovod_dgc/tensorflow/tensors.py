@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -10,11 +11,10 @@ import tensorflow as tf
 from horovod_dgc.hierarchy import Part
 from horovod_dgc.methods.base import Plan
 from horovod_dgc.stats import TensorStats
-from horovod_dgc.tensorflow.operations import library
+from horovod_dgc.tensorflow.operations import COUNTS, PROGRESS, library
 from horovod_dgc.transport import FLOAT32_NBYTES
 
-# Columns of `counts`, as csrc/tensorflow numbers them; row 0 holds totals, row 1 the latest step.
-STEPS, SKIPPED, SENT, CONTROL, DENSE, NONZERO, OVERFLOW, ENCODE, DECODE = range(9)
+STEPS = COUNTS.index("steps")
 
 
 class Tensor(tf.Module):  # type: ignore[misc]
@@ -31,7 +31,7 @@ class Tensor(tf.Module):  # type: ignore[misc]
         rate: float32 (): learning rate in whose units the velocity stands; 0 before the first step. None without
             momentum correction.
         memory: float32, one dimension: what the method's codec keeps besides; None if that is nothing.
-        counts: int64 (2, 9).
+        counts: int64 (2, len(COUNTS)); row 0 holds totals, row 1 the latest step.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Tensor(tf.Module):  # type: ignore[misc]
         with tf.device("CPU:0"):
             self.residual = _zeros(self.numel, "residual") if plan.residual else None
             self.memory = _zeros(plan.codec.memory, "memory") if plan.codec.memory else None
-            self.counts = tf.Variable(tf.zeros((2, 9), tf.int64), trainable=False, name="counts")
+            self.counts = tf.Variable(tf.zeros((2, len(COUNTS)), tf.int64), trainable=False, name="counts")
             self.velocity = _zeros(self.numel, "velocity") if corrected else None
             self.rate = tf.Variable(0.0, trainable=False, name="rate") if corrected else None
             self.identity = int(library.horovod_dgc_identity(variable.handle))
@@ -110,8 +110,8 @@ class Tensor(tf.Module):  # type: ignore[misc]
         return total, last
 
     def _stats(self, row: Any) -> TensorStats:
-        counts = [int(value) for value in row]
-        steps, skipped, dense, inside = counts[STEPS], counts[SKIPPED], counts[DENSE], 0
+        counts = by_name(COUNTS, row)
+        steps, skipped, dense, inside = counts["steps"], counts["skipped"], counts["dense"], 0
         if self.part is not None:
             # The operations see the part alone, in float32.
             inside = FLOAT32_NBYTES * (self._whole + self.numel) * (steps + skipped)
@@ -119,16 +119,27 @@ class Tensor(tf.Module):  # type: ignore[misc]
         return TensorStats(
             steps=steps,
             skipped=skipped,
-            sent=counts[SENT],
-            control=counts[CONTROL],
+            sent=counts["sent"],
+            control=counts["control"],
             inside=inside,
             dense=dense,
-            nonzero=counts[NONZERO],
+            nonzero=counts["nonzero"],
             elements=steps * self.numel,
-            overflow=counts[OVERFLOW],
-            encode=counts[ENCODE] / 1e9,
-            decode=counts[DECODE] / 1e9,
+            overflow=counts["overflow"],
+            encode=counts["encode"] / 1e9,
+            decode=counts["decode"] / 1e9,
         )
+
+
+def by_name(names: Sequence[str], values: Any) -> dict[str, int]:
+    """Whole numbers by the names of their places."""
+    return {name: int(value) for name, value in zip(names, values)}
+
+
+def set_progress(progress: tf.Variable, steps: int, skipped: int) -> None:
+    """Go on from so many exchanges of another run; the seconds of waiting stay this run's; eager."""
+    progress[PROGRESS.index("steps")].assign(steps)
+    progress[PROGRESS.index("skipped")].assign(skipped)
 
 
 class _Untracked:

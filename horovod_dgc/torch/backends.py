@@ -160,6 +160,8 @@ class Backend(Protocol):
 
     def absorb(self, inputs: Inputs, payloads: ByteArray) -> None: ...
 
+    def vote(self, sums: torch.Tensor) -> None: ...
+
     def finish(self, reductions: Sequence[Reduction]) -> list[torch.Tensor]: ...
 
     def require_valid(self) -> None: ...
@@ -230,6 +232,9 @@ class CoreBackend:
 
     def absorb(self, inputs: Inputs, payloads: ByteArray) -> None:
         inputs.plan.codec.absorb(payloads, inputs.memory)
+
+    def vote(self, sums: torch.Tensor) -> None:
+        _core.vote(self.view(sums))
 
     def _arrays(self, inputs: Inputs) -> tuple[Any, ...]:
         return inputs.plan.codec, inputs.update, inputs.grad, inputs.residual, inputs.velocity, inputs.weights
@@ -366,6 +371,10 @@ class TorchBackend:
         absorbed = self._copy(inputs.memory)
         inputs.plan.codec.absorb(payloads, absorbed)
         inputs.memory.copy_(torch.from_numpy(absorbed))
+
+    def vote(self, sums: torch.Tensor) -> None:
+        # The product is NaN where the sum is not finite, and 0 elsewhere.
+        sums.copy_((sums > 0).float() - (sums < 0).float() + sums * 0)
 
     def _on_host(self, inputs: Inputs) -> Inputs:
         """The same with copies in host memory of all tensors."""

@@ -331,7 +331,7 @@ class Exchange:
             return None
         values = self._received if self._result is None else self._result
         if votes:
-            values = values.sign()
+            self.backend.vote(values)
         velocity = entry.velocity_view if aggregated and takeover.momentum else None
         update = takeover.update(
             self._group, unscale=1.0, dense_factor=1.0, first=not entry.stepped, momentum=velocity is not None
@@ -356,10 +356,10 @@ class Exchange:
     def abandon(self) -> None:
         """NaN if any worker's gradient of this tensor was not finite, else zeros: no rank has changed state."""
         if self._transport != "allreduce":
-            finite = not self._plan.codec.poisoned(self._rows(self._received).cpu().numpy())
+            poisoned = self._plan.codec.poisoned(self._rows(self._received).cpu().numpy())
         else:
-            finite = bool(torch.isfinite(self._received).all())
-        self._result = torch.full_like(self._flat, 0.0 if finite else math.nan, dtype=torch.float32)
+            poisoned = _core.sum_poisoned(self._received.cpu().numpy())
+        self._result = torch.full_like(self._flat, math.nan if poisoned else 0.0, dtype=torch.float32)
 
     def spent(self, wait: float, decode: float) -> None:
         """Note this tensor's share of seconds."""

@@ -14,17 +14,13 @@ from typing import Any
 import torch
 
 from horovod_dgc import _core
+from horovod_dgc.building import places
 from horovod_dgc.methods.base import Plan
 from horovod_dgc.torch.backends import Addition, CoreBackend, Inputs, Proposals, Reduction, TorchBackend
 
-try:
-    from horovod_dgc import _cuda
-except ImportError:
-    _cuda = None  # type: ignore[assignment]
+_cuda: Any = places.load_kernels()
 
 DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
-# int32 fields of csrc/cuda/tables.h's Progress.
-PROGRESS_FIELDS, NONFINITE, NONZERO = 8, 2, 3
 
 
 class DeviceProposals:
@@ -58,7 +54,7 @@ class DeviceProposals:
             )
         batch, count = self.batch, len(every)
         self.made = self.payloads = _bytes(batch.payload_bytes, device)
-        self.progress = torch.empty(count, PROGRESS_FIELDS, dtype=torch.int32, device=device)
+        self.progress = torch.empty(count, _cuda.progress_words, dtype=torch.int32, device=device)
         self.kept = _bytes(batch.kept_bytes, device)
         # Nobody needs it longer than the kernels that follow on this stream.
         scratch = _bytes(batch.scratch_bytes, device)
@@ -68,12 +64,15 @@ class DeviceProposals:
         )
         self.stream = torch.cuda.current_stream(device)
         self.batch.propose(self.table.data_ptr(), scratch.data_ptr(), self.stream.cuda_stream)
-        self.counted = _once(self.progress[:, NONZERO])
+        self.counted = _once(self._of_each("nonzero"))
         self.each = [DeviceProposal(self, number, inputs.plan) for number, inputs in enumerate(every)]
 
     @property
     def nonfinite(self) -> torch.Tensor:
-        return self.progress[:, NONFINITE].sum(dtype=torch.float32).view(1)
+        return self._of_each("nonfinite").sum(dtype=torch.float32).view(1)
+
+    def _of_each(self, field: str) -> torch.Tensor:
+        return self.progress[:, _cuda.progress_fields[field]]
 
     def to_host(self) -> None:
         """Wait for the kernels, and bring the payloads over in one piece."""
@@ -248,7 +247,7 @@ def backend_for(device: torch.device) -> CoreBackend | TorchBackend:
         return CudaBackend(device)
     warnings.warn(
         f"horovod_dgc has no kernels for {device}: plain torch operations compress its gradients, slowly. For CUDA, "
-        "install the package where an nvcc is found (docs/gpu.md)",
+        "compile them once: python -m horovod_dgc build cuda",
         stacklevel=2,
     )
     return TorchBackend(device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -19,8 +18,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(Path(__file__).parent)]
 import engine as engines  # noqa: E402
 from cluster import tools  # noqa: E402
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "horovod_dgc"
-CONTEXT = ("csrc", "docker", "examples", "horovod_dgc", "requirements", "tools")
+CONTEXT = ("csrc", "docker", "examples", "horovod_dgc", "requirements")
 FILES = ("MANIFEST.in", "pyproject.toml", "setup.py")
 IMAGE = "localhost/horovod_dgc"
 
@@ -60,7 +58,5 @@ def engine() -> Iterator[engines.Engine]:
 
 def horovod_wheel() -> Path:
     """The one that this environment was set up with, which the image's Python takes as well."""
-    cache = os.environ.get("HOROVOD_DGC_CACHE", str(CACHE))
-    command = [sys.executable, str(ROOT / "tools" / "build_horovod.py"), "--cache", cache]
-    command += ["--requirements", str(ROOT / "requirements" / "horovod-build.txt")]
+    command = [sys.executable, "-m", "horovod_dgc", "build", "horovod", "--mpi", "--wheel-only"]
     return Path(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip())

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from horovod_dgc import VarianceBased, _core
+from horovod_dgc import SignSGD, VarianceBased, _core
 from horovod_dgc.coding import Coding
-from horovod_dgc.tensorflow.operations import library
+from horovod_dgc.tensorflow.operations import COUNTS, PROGRESS, library, names
 
 NUMEL, SENT = 3000, 40
-PAYLOADS, RANGES = 0, 4  # kinds of messages
 NOT_OPENED = tf.zeros(0)
 OWN_SQUARES = tf.zeros(0)
 NOTHING_RETURNED = tf.zeros(0)
@@ -29,7 +28,7 @@ class Variable:
         self.codec = codec
         self.model = tf.Variable(tf.zeros(codec.n))
         self.residual = tf.Variable(tf.zeros(codec.n))
-        self.counts = tf.Variable(tf.zeros((2, 9), tf.int64))
+        self.counts = tf.Variable(tf.zeros((2, len(COUNTS)), tf.int64))
         self.velocity = tf.Variable(tf.zeros(codec.n))
         self.rate = tf.Variable(0.0)
         self.memory = tf.Variable(tf.zeros(codec.memory))
@@ -37,6 +36,9 @@ class Variable:
         self.state = [self.counts.handle, *(getattr(self, name).handle for name in self.kept)]
         self.coding = {"codecs": [codec.description] * len(starts), "seed": 0, "number": 0, "rank": rank}
         self.starts = list(starts)
+
+    def counted(self, row: int) -> dict[str, int]:
+        return dict(zip(COUNTS, self.counts.numpy()[row].tolist()))
 
     def propose(
         self,
@@ -72,14 +74,14 @@ class Variable:
             received,
             *proposed,
             tf.constant(values.pop("skipped")),
-            tf.constant([1.0]),
-            tf.constant(1.0, tf.float64),
+            tf.constant([values.pop("factor", 1.0)]),
+            tf.constant(values.pop("loss_scale", 1.0), tf.float64),
             NOT_OPENED,
             values.pop("squares", OWN_SQUARES),
             values.pop("returned", NOTHING_RETURNED),
             self.state,
             kept=self.kept,
-            messages=[values.pop("message", PAYLOADS)] * len(self.starts),
+            messages=[values.pop("message", "payloads")] * len(self.starts),
             carried=False,
             **values,
             **self.coding,
@@ -169,7 +171,107 @@ def test_a_skipped_step_writes_nothing_but_its_count() -> None:
         result = ours.finish(bad, proposed, received, skipped=True, workers=2).numpy()
         assert np.isnan(result).all() if poisoned else not result.any()
     assert np.array_equal(before[0], ours.residual.numpy()) and np.array_equal(before[1], ours.velocity.numpy())
-    assert ours.counts.numpy()[0, :2].tolist() == [1, 2]
+    counts = ours.counted(0)
+    assert (counts["steps"], counts["skipped"]) == (1, 2)
+
+
+def test_counts_stand_where_their_names_say() -> None:
+    """Every one of them, by a value that no other has."""
+    codec = VarianceBased(alpha=0.5, cap=0.02, values="float16").plan((1, NUMEL)).codec
+    ours = Variable(codec, corrected=False)
+    g = gradient(dtype=tf.float16)
+    expected = _core.propose(
+        codec, _core.Update(unscale=0.5), g.numpy(), np.zeros(NUMEL, np.float32), memory=ours.memory.numpy()
+    )
+    assert expected.overflow > 0
+    proposed = ours.propose(g)
+    ours.finish(g, proposed, proposed[0])
+    ours.finish(g, proposed, proposed[0], skipped=True)
+    total, last = ours.counted(0), ours.counted(1)
+    assert last == {
+        "steps": 1,
+        "skipped": 0,
+        "sent": codec.nbytes,
+        "control": 4,
+        "dense": 2 * NUMEL,
+        "nonzero": expected.nonzero,
+        "overflow": expected.overflow,
+        "encode": last["encode"],
+        "decode": last["decode"],
+    }
+    assert len({*last.values()}) == len(COUNTS)
+    assert (total["steps"], total["skipped"], total["sent"]) == (1, 1, 2 * codec.nbytes)
+    # What Propose measured is told to Finish, which measures itself.
+    applied = proposed[2].numpy()
+    assert last["encode"] in applied and 0 < last["decode"] not in applied
+
+
+def test_progress_stands_where_its_names_say() -> None:
+    ours = Variable(Coding().codec(NUMEL, SENT))
+    applied = [ours.propose(gradient())[2]]
+    progress = tf.Variable(tf.zeros(len(PROGRESS), tf.int64))
+    for nonfinite in (0.0, 1.0, 1.0):
+        skipped = library.horovod_dgc_conclude(tf.constant([nonfinite]), applied, progress.handle)
+        assert bool(skipped) == bool(nonfinite)
+    made = dict(zip(PROGRESS, progress.numpy().tolist()))
+    assert (made["steps"], made["skipped"]) == (1, 2)
+    assert made["wait"] > made["last_wait"] > 0
+
+
+def test_other_names_are_refused() -> None:
+    with pytest.raises(KeyError, match="applied"):
+        names("applied")
+    ours = Variable(Coding().codec(NUMEL, SENT))
+    proposed = ours.propose(gradient())
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=r"'messages'.*gossip.*\"payloads\", \"dense\", .*\"ranges\""
+    ):
+        ours.finish(gradient(), proposed, proposed[0], message="gossip")
+    ours.kept[0] = "residue"
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=r"'kept'.*residue.*\"residual\", \"velocity\", \"rate\", \"memory\""
+    ):
+        ours.propose(gradient())
+
+
+@pytest.mark.parametrize(
+    ("message", "dtype"), [("dense", np.float32), ("float32", np.float32), ("float16", np.float16)]
+)
+def test_a_sum_is_poisoned_if_any_value_is_not_finite(message: str, dtype: Any) -> None:
+    codec = Coding("float16" if message == "float16" else "float32").codec(NUMEL, NUMEL)
+    ours = Variable(codec)
+    proposed = ours.propose(gradient())
+    for where, value in itertools.product((0, 7, NUMEL - 1), (np.nan, np.inf, -np.inf, 1.0)):
+        total = np.ones(NUMEL, dtype)
+        total[where] = value
+        result = ours.finish(gradient(), proposed, total.view(np.uint8), skipped=True, message=message).numpy()
+        if np.isfinite(value):
+            assert not result.any()
+        else:
+            assert _core.sum_poisoned(total) and np.isnan(result).all()
+
+
+def test_votes_are_the_cores() -> None:
+    """Of sums with ties, zeros of both signs and what is not finite, times what the user's options ask for."""
+    codec = SignSGD().plan((1, NUMEL)).codec
+    ours = Variable(codec, corrected=False)
+    ours.kept, ours.state = [], ours.state[:1]
+    proposed = ours.propose(gradient())
+    total = gradient(3).numpy()
+    total[:7] = 0.0, -0.0, np.nan, np.inf, -np.inf, 1e-30, -2.0
+    expected = total.copy()
+    _core.vote(expected)
+    assert expected[5:7].tolist() == [1.0, -1.0] and not expected[:2].any() and np.isnan(expected[2:5]).all()
+    result = ours.finish(
+        gradient(), proposed, total.view(np.uint8), message="dense", factor=2.0, loss_scale=4.0, workers=3
+    )
+    np.testing.assert_array_equal(result.numpy(), 8 * expected)
+    rows = [ours.propose(gradient(seed))[0] for seed in range(4)]
+    result = ours.finish(gradient(), proposed, tf.concat(rows, 0), workers=4, factor=2.0)
+    votes = np.zeros(NUMEL, np.float32)
+    codec.decode_votes(np.stack([row.numpy() for row in rows]), votes, 2.0)
+    assert set(votes) == {-2.0, 0.0, 2.0}
+    np.testing.assert_array_equal(result.numpy(), votes)
 
 
 def test_masked_is_the_dense_form_of_the_payload() -> None:
@@ -186,7 +288,7 @@ def test_stage_follows_the_steps_committed() -> None:
     ours = Variable(Coding().codec(NUMEL, SENT), starts=(0, 2, 3))
     stages = []
     for step in range(5):
-        ours.counts[0, 0].assign(step)
+        ours.counts[0, COUNTS.index("steps")].assign(step)
         stages.append(int(ours.propose(gradient())[1]))
     assert stages == [0, 0, 1, 2, 2]
 
@@ -251,7 +353,7 @@ def test_a_sparse_allreduce_returns_the_rest_to_the_residual() -> None:
     np.testing.assert_array_equal(returned, rest)
     returned = returned + 0.25
     received = tf.concat([parts[0], part], 0)
-    options = {"workers": 2, "message": RANGES, "masking": False}
+    options = {"workers": 2, "message": "ranges", "masking": False}
     with pytest.raises(tf.errors.InvalidArgumentError, match="returned has 0 elements; allowed: 1500"):
         ours.finish(g, proposed, received, **options)
     result = ours.finish(g, proposed, received, returned=returned, **options).numpy()
@@ -263,4 +365,4 @@ def test_a_sparse_allreduce_returns_the_rest_to_the_residual() -> None:
     total = np.zeros(NUMEL, np.float32)
     codec.decode_add(received.numpy(), total)
     np.testing.assert_allclose(result, total / 2, rtol=1e-6)
-    assert int(ours.counts[0, 2]) == codec.nbytes + codec.nbytes // 2
+    assert ours.counted(0)["sent"] == codec.nbytes + codec.nbytes // 2

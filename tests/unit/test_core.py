@@ -233,20 +233,6 @@ def test_what_is_not_finite_changes_nothing_and_is_seen_by_the_receiver(values, 
         np.testing.assert_array_equal(np.isnan(masked), np.arange(n) < k)
 
 
-def test_assume_finite_gives_the_same_and_still_reports():
-    n = 50000
-    lay, update = layout(n, 50), core.Update(momentum=0.9)
-    results = []
-    for assume in (False, True):
-        grad, residual, velocity = normal(n, 1), normal(n, 2), normal(n, 3)
-        p = core.encode(lay, update, grad, residual, velocity, assume_finite=assume)
-        results.append((p.payload, residual, velocity))
-    for a, b in zip(*results):
-        np.testing.assert_array_equal(a, b)
-    grad[40000] = np.nan
-    assert not core.encode(lay, update, grad, residual, velocity, assume_finite=True).finite
-
-
 def test_all_coordinates_and_no_coordinates():
     n = 3000
     lay = layout(n, n)
@@ -333,12 +319,38 @@ def test_reductions():
     assert core.sum_squares(x) == core.sum_squares(x, threads=3)
     assert core.sum_squares(np.full(10, 300, np.float16)) == 10 * 300.0**2
     assert core.sum_squares(bfloat16(np.ones(10, np.float32))[0]) == 10
-    assert core.all_finite(x) and core.all_finite(x[:0])
     for bad in (np.nan, np.inf, -np.inf):
         y = x.copy()
         y[300000] = bad
-        assert not core.all_finite(y) and not np.isfinite(core.sum_squares(y))
-        assert not core.all_finite(y.astype(np.float16))
+        assert not np.isfinite(core.sum_squares(y))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_sum_is_poisoned_if_any_value_is_not_finite(dtype):
+    sums = normal(300001).astype(dtype)
+    assert not core.sum_poisoned(sums) and not core.sum_poisoned(sums[:0])
+    for bad in (np.nan, np.inf, -np.inf):
+        for where in (0, 1000, 300000):
+            wrong = sums.copy()
+            wrong[where] = bad
+            assert core.sum_poisoned(wrong)
+
+
+def test_payloads_are_poisoned_if_one_is():
+    codec = core.Codec(layout())
+    good = core.propose(codec, core.Update(), normal(N, 1), normal(N, 2)).payload
+    assert not codec.poisoned(np.stack([good, good]))
+    for where in range(3):
+        rows = np.stack([good] * 3)
+        rows[where] = codec.poison()
+        assert codec.poisoned(rows)
+
+
+def test_vote_is_the_sign_of_a_sum_and_nan_where_it_is_not_finite():
+    sums = np.array([3, -0.5, 0, -0.0, 1e-45, -1e38, np.nan, np.inf, -np.inf], np.float32)
+    core.vote(sums)
+    np.testing.assert_array_equal(sums, np.array([1, -1, 0, 0, 1, -1, np.nan, np.nan, np.nan], np.float32))
+    assert not np.signbit(sums[2:4]).any()
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

@@ -59,7 +59,15 @@ def test_settings_are_passed_on() -> None:
     ],
 )
 def test_text(text: str, expected: Method) -> None:
-    assert parse(text) == expected
+    assert parse(text) == method(text) == expected
+
+
+def test_settings_win_over_those_of_the_text() -> None:
+    assert method("dgc:density=0.01,values=int8", density=0.1) == DGC(density=0.1, values="int8")
+    with pytest.raises(ValueError, match=r"setting of 'dgc' must be one of .*'densty'"):
+        method("dgc:density=0.01", densty=0.1)
+    with pytest.raises(ValueError, match="method must be one of"):
+        method("dcg:density=0.01")
 
 
 @pytest.mark.parametrize(

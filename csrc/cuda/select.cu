@@ -1,117 +1,10 @@
-#include "propose.h"
-
 #include "coded_values.h"
 #include "elements.h"
 #include "launch.h"
+#include "propose.h"
 
 namespace dgc::cuda {
 namespace {
-
-constexpr uint32_t kSampledEach = kMostSampled / kSampleThreads;
-constexpr uint32_t kSampleRun = 32;  // neighbours that are sampled together
-constexpr int32_t kLargestFinite = kInfinityBits - 1;
-
-__device__ float quiet_nan() { return bits_float(0x7fc00000u); }
-
-// Magnitudes of v' at this thread's places in the sample, -1 where it has none.
-template <Memory kMemory>
-__device__ void read_sample(const Slot& slot, int32_t (&sampled)[kSampledEach]) {
-  // Run r begins at line floor(r * lines / runs), without a product that has more than 32 bits.
-  const uint32_t runs = slot.sampled / kSampleRun;
-  const uint32_t distance = slot.format.n / kSampleRun / runs;
-  const uint32_t rest = slot.format.n / kSampleRun % runs;
-  // So many are read before one is used.
-  constexpr uint32_t kAtOnce = 8;
-#pragma unroll
-  for (uint32_t first = 0; first < kSampledEach; first += kAtOnce) {
-    float grad[kAtOnce], weights[kAtOnce], velocity[kAtOnce], residual[kAtOnce];
-#pragma unroll
-    for (uint32_t s = 0; s < kAtOnce; ++s) {
-      const uint32_t number = (first + s) * kSampleThreads + threadIdx.x;
-      grad[s] = weights[s] = velocity[s] = residual[s] = 0.0f;
-      if (number < slot.sampled) {
-        const uint32_t run = number / kSampleRun;
-        const uint32_t i = (run * distance + run * rest / runs) * kSampleRun + number % kSampleRun;
-        grad[s] = element(slot.grad, slot.grad_type, i);
-        if (slot.weights) weights[s] = element(slot.weights, slot.weights_type, i);
-        if (kMemory != Memory::plain) velocity[s] = slot.velocity[i];
-        if (slot.residual) residual[s] = slot.residual[i];
-      }
-    }
-#pragma unroll
-    for (uint32_t s = 0; s < kAtOnce; ++s) {
-      const float v = next<kMemory>(slot.coefficients, slot.weights != nullptr, grad[s], weights[s], &velocity[s],
-                                    residual[s]);
-      sampled[first + s] = (first + s) * kSampleThreads + threadIdx.x < slot.sampled ? magnitude(v) : -1;
-    }
-  }
-}
-
-// A magnitude that at least slot.rank elements of the sample exceed, and hardly more. Each round tries three magnitudes
-// and leaves a quarter of the range.
-template <Memory kMemory>
-__device__ int32_t guess(const Slot& slot) {
-  struct Shared {
-    uint32_t larger[3][3];
-  };
-  DGC_SHARED(Shared, shared);
-  int32_t sampled[kSampledEach];
-  read_sample<kMemory>(slot, sampled);
-  if (threadIdx.x < 9) shared.larger[threadIdx.x / 3][threadIdx.x % 3] = 0;
-  __syncthreads();
-  // At least `rank` exceed `threshold`, fewer exceed threshold + apart. Seven bits of the mantissa will do for a guess.
-  uint32_t threshold = static_cast<uint32_t>(kNoThreshold);
-  uint32_t apart = 1u << 31;
-  for (uint32_t round = 0; apart > 1u << 16; ++round) {
-    apart /= 4;
-    uint32_t larger[3] = {0, 0, 0};
-#pragma unroll
-    for (uint32_t s = 0; s < kSampledEach; ++s) {
-#pragma unroll
-      for (uint32_t t = 0; t < 3; ++t) larger[t] += sampled[s] > static_cast<int32_t>(threshold + (t + 1) * apart) ? 1 : 0;
-    }
-#pragma unroll
-    for (uint32_t t = 0; t < 3; ++t) {
-      const uint32_t of_warp = sum_of_lanes(larger[t]);
-      if (lane() == 0) atomicAdd(&shared.larger[round % 3][t], of_warp);
-      // Nobody counts in the next ones yet, and all have seen what they held two rounds ago.
-      if (threadIdx.x == 0) shared.larger[(round + 1) % 3][t] = 0;
-    }
-    __syncthreads();
-    uint32_t steps = 0;
-#pragma unroll
-    for (uint32_t t = 0; t < 3; ++t) steps += shared.larger[round % 3][t] >= slot.rank ? 1 : 0;
-    threshold += steps * apart;
-  }
-  return static_cast<int32_t>(threshold);
-}
-
-__global__ void __launch_bounds__(kSampleThreads) sample(Batch batch) {
-  const Slot slot = batch.slots[blockIdx.x];
-  const uint32_t thread = threadIdx.x;
-  for (uint32_t row = slot.first_row + thread; row < slot.first_row + slot.rows; row += kSampleThreads) {
-    batch.row_counts.candidates[row] = batch.row_counts.larger[row] = batch.row_counts.ties[row] = 0;
-  }
-  if (slot.histogram) {
-    for (uint32_t bin = thread; bin < kBins; bin += kSampleThreads) slot.histogram[bin] = 0;
-  }
-  int32_t threshold = kNoThreshold;
-  if (slot.rank > 0) {
-    if (slot.memory == Memory::momentum) {
-      threshold = guess<Memory::momentum>(slot);
-    } else if (slot.memory == Memory::nesterov) {
-      threshold = guess<Memory::nesterov>(slot);
-    } else {
-      threshold = guess<Memory::plain>(slot);
-    }
-  }
-  if (thread == 0) {
-    if (blockIdx.x == 0) *batch.failures = 0;
-    Progress progress{};
-    progress.threshold = threshold < kLargestFinite ? threshold : kLargestFinite;
-    *slot.progress = progress;
-  }
-}
 
 // Bits of a candidate's distance from the threshold that the histogram leaves open: it has 1024 bins for every doubling,
 // and all beyond the second in the last one, or, where everything is a candidate, 8 for every doubling there is.
@@ -163,8 +56,7 @@ __device__ void find_candidates(const Batch& batch, const Slot& slot, uint32_t s
     if (found > 0) atomicAdd(&batch.row_counts.candidates[row], found);
   }
 }
-
-// All values of its stripe, coded.
+// All values of its stripe of a dense layout, coded.
 __device__ void code_stripe(const Slot& slot, uint32_t stripe, bool poison) {
   DGC_SHARED(BlockScratch, scratch);
   const uint32_t n = slot.format.n;
@@ -402,11 +294,99 @@ __device__ void settle_tensor(const Batch& batch, const Slot& slot, SettleShared
     progress.taken = search.taken;
   }
 }
+// The smallest magnitude among the k largest of a tensor, searched in passes over everything by all blocks together.
+__device__ Search searched_everywhere(const Batch& batch, const Slot& slot, SettleShared* shared) {
+  const uint32_t thread = threadIdx.x;
+  const uint32_t n = slot.format.n;
+  Search search{0, kLargestFinite, slot.format.k};
+  while (!search.over()) {
+    grid_barrier();
+    for (uint32_t b = blockIdx.x * kThreads + thread; b < kBins; b += gridDim.x * kThreads) batch.rescue_histogram[b] = 0;
+    for (uint32_t b = thread; b < kBins; b += kThreads) shared->histogram[b] = 0;
+    grid_barrier();
+    for (uint32_t stripe = blockIdx.x; stripe < slot.stripes; stripe += gridDim.x) {
+      for (uint32_t at = 0; at < kStripe && stripe * kStripe + at < n; at += kThreads) {
+        const uint32_t i = stripe * kStripe + at + thread;
+        const int32_t m = i < n ? magnitude(accumulated(slot, i)) : -1;
+        const bool counts = search.has(m);
+        count_in(shared->histogram, counts, counts ? search.bin(m) : 0);
+      }
+    }
+    __syncthreads();
+    for (uint32_t b = thread; b < kBins; b += kThreads) {
+      if (shared->histogram[b]) atomicAdd(&batch.rescue_histogram[b], shared->histogram[b]);
+    }
+    grid_barrier();
+    search = narrowed<kThreads>(search, batch.rescue_histogram, &shared->scratch, &shared->narrowed);
+  }
+  return search;
+}
 
-// A tensor for each block; then those that it has failed for, all blocks together, by passes over everything.
+// How many coordinates of each stripe are larger than the smallest one that is taken, and how many are as large.
+__device__ void count_everywhere(const Batch& batch, const Slot& slot, const Search& search, BlockScratch* scratch) {
+  const uint32_t n = slot.format.n;
+  for (uint32_t stripe = blockIdx.x; stripe < slot.stripes; stripe += gridDim.x) {
+    uint32_t above = 0, ties = 0;
+    for (uint32_t i = stripe * kStripe + threadIdx.x; i < n && i < (stripe + 1) * kStripe; i += kThreads) {
+      const int32_t m = magnitude(accumulated(slot, i));
+      above += m > search.low ? 1 : 0;
+      ties += m == search.low ? 1 : 0;
+    }
+    above = sum_of_block<kThreads>(above, scratch);
+    ties = sum_of_block<kThreads>(ties, scratch);
+    if (threadIdx.x == 0) {
+      batch.stripe_counts.larger[slot.first_stripe + stripe] = above;
+      batch.stripe_counts.ties[slot.first_stripe + stripe] = ties;
+    }
+  }
+}
+
+// The k largest of all coordinates, in order, once those of each stripe have been counted.
+__device__ void take_everywhere(const Batch& batch, const Slot& slot, const Search& search, BlockScratch* scratch) {
+  const uint32_t thread = threadIdx.x;
+  const uint32_t n = slot.format.n;
+  for (uint32_t stripe = blockIdx.x; stripe < slot.stripes; stripe += gridDim.x) {
+    uint32_t above = 0, ties = 0;
+    for (uint32_t s = thread; s < stripe; s += kThreads) {
+      above += batch.stripe_counts.larger[slot.first_stripe + s];
+      ties += batch.stripe_counts.ties[slot.first_stripe + s];
+    }
+    above = sum_of_block<kThreads>(above, scratch);
+    ties = sum_of_block<kThreads>(ties, scratch);
+    for (uint32_t at = 0; at < kStripe && stripe * kStripe + at < n; at += kThreads) {
+      const uint32_t i = stripe * kStripe + at + thread;
+      const float v = i < n ? accumulated(slot, i) : 0.0f;
+      const int32_t m = i < n ? magnitude(v) : -1;
+      uint32_t all;
+      const uint32_t ties_here = sum_before<kThreads>(m == search.low ? 1 : 0, scratch, &all);
+      const uint32_t all_ties = all;
+      const uint32_t above_here = sum_before<kThreads>(m > search.low ? 1 : 0, scratch, &all);
+      const uint32_t tied = ties + ties_here;
+      if (m > search.low || (m == search.low && tied < search.taken)) {
+        const uint32_t to = above + above_here + (tied < search.taken ? tied : search.taken);
+        slot.indices[to] = i;
+        slot.sent[to] = v;
+      }
+      above += all;
+      ties += all_ties;
+    }
+  }
+}
+
+// What becomes of a tensor whose candidates were fewer than k, or more than there is room for: the k largest all the
+// same, without a list. Each pass over everything settles eleven bits of the last one's magnitude.
+__device__ void rescue(const Batch& batch, const Slot& slot, SettleShared* shared) {
+  const Search search = searched_everywhere(batch, slot, shared);
+  count_everywhere(batch, slot, search, &shared->scratch);
+  grid_barrier();
+  take_everywhere(batch, slot, search, &shared->scratch);
+  grid_barrier();
+  if (blockIdx.x == 0 && threadIdx.x == 0) slot.progress->outcome = Outcome::rescued;
+}
+
+// A tensor for each block; then those that it has failed for, all blocks together.
 __global__ void __launch_bounds__(kThreads) settle(Batch batch) {
   DGC_SHARED(SettleShared, shared);
-  const uint32_t thread = threadIdx.x;
   for (uint32_t number = blockIdx.x; number < batch.count; number += gridDim.x) {
     const Slot& slot = batch.slots[number];
     if (!slot.format.dense() && !slot.progress->nonfinite) settle_tensor(batch, slot, &shared);
@@ -415,72 +395,7 @@ __global__ void __launch_bounds__(kThreads) settle(Batch batch) {
   if (*batch.failures == 0) return;
   for (uint32_t number = 0; number < batch.count; ++number) {
     const Slot& slot = batch.slots[number];
-    const uint32_t n = slot.format.n;
-    if (slot.format.dense() || slot.progress->outcome != Outcome::failed) continue;
-    Search search{0, kLargestFinite, slot.format.k};
-    while (!search.over()) {
-      grid_barrier();
-      for (uint32_t b = blockIdx.x * kThreads + thread; b < kBins; b += gridDim.x * kThreads) batch.rescue_histogram[b] = 0;
-      for (uint32_t b = thread; b < kBins; b += kThreads) shared.histogram[b] = 0;
-      grid_barrier();
-      for (uint32_t stripe = blockIdx.x; stripe < slot.stripes; stripe += gridDim.x) {
-        for (uint32_t at = 0; at < kStripe && stripe * kStripe + at < n; at += kThreads) {
-          const uint32_t i = stripe * kStripe + at + thread;
-          const int32_t m = i < n ? magnitude(accumulated(slot, i)) : -1;
-          const bool counts = search.has(m);
-          count_in(shared.histogram, counts, counts ? search.bin(m) : 0);
-        }
-      }
-      __syncthreads();
-      for (uint32_t b = thread; b < kBins; b += kThreads) {
-        if (shared.histogram[b]) atomicAdd(&batch.rescue_histogram[b], shared.histogram[b]);
-      }
-      grid_barrier();
-      search = narrowed<kThreads>(search, batch.rescue_histogram, &shared.scratch, &shared.narrowed);
-    }
-    for (uint32_t stripe = blockIdx.x; stripe < slot.stripes; stripe += gridDim.x) {
-      uint32_t above = 0, ties = 0;
-      for (uint32_t i = stripe * kStripe + thread; i < n && i < (stripe + 1) * kStripe; i += kThreads) {
-        const int32_t m = magnitude(accumulated(slot, i));
-        above += m > search.low ? 1 : 0;
-        ties += m == search.low ? 1 : 0;
-      }
-      above = sum_of_block<kThreads>(above, &shared.scratch);
-      ties = sum_of_block<kThreads>(ties, &shared.scratch);
-      if (thread == 0) {
-        batch.stripe_counts.larger[slot.first_stripe + stripe] = above;
-        batch.stripe_counts.ties[slot.first_stripe + stripe] = ties;
-      }
-    }
-    grid_barrier();
-    for (uint32_t stripe = blockIdx.x; stripe < slot.stripes; stripe += gridDim.x) {
-      uint32_t above = 0, ties = 0;
-      for (uint32_t s = thread; s < stripe; s += kThreads) {
-        above += batch.stripe_counts.larger[slot.first_stripe + s];
-        ties += batch.stripe_counts.ties[slot.first_stripe + s];
-      }
-      above = sum_of_block<kThreads>(above, &shared.scratch);
-      ties = sum_of_block<kThreads>(ties, &shared.scratch);
-      for (uint32_t at = 0; at < kStripe && stripe * kStripe + at < n; at += kThreads) {
-        const uint32_t i = stripe * kStripe + at + thread;
-        const float v = i < n ? accumulated(slot, i) : 0.0f;
-        const int32_t m = i < n ? magnitude(v) : -1;
-        uint32_t all;
-        const uint32_t ties_here = sum_before<kThreads>(m == search.low ? 1 : 0, &shared.scratch, &all);
-        const uint32_t all_ties = all;
-        const uint32_t above_here = sum_before<kThreads>(m > search.low ? 1 : 0, &shared.scratch, &all);
-        const uint32_t tied = ties + ties_here;
-        if (m > search.low || (m == search.low && tied < search.taken)) {
-          const uint32_t to = above + above_here + (tied < search.taken ? tied : search.taken);
-          slot.indices[to] = i;
-          slot.sent[to] = v;
-        }
-        above += all;
-        ties += all_ties;
-      }
-    }
-    grid_barrier();
-    if (blockIdx.x == 0 && thread == 0) slot.progress->outcome = Outcome::rescued;
+    if (!slot.format.dense() && slot.progress->outcome == Outcome::failed) rescue(batch, slot, &shared);
   }
 }
 
@@ -515,104 +430,13 @@ __global__ void __launch_bounds__(kThreads) take(Batch batch) {
   }
 }
 
-// Bits of the high part are set in shared memory, window by window.
-constexpr uint32_t kWindow = 1024;  // bytes
-
-struct CodeShared {
-  BlockScratch scratch;
-  uint32_t low[kGroup];  // at most 32 bits of each index
-  uint32_t window[kWindow / 4];
-};
-
-__device__ uint8_t byte_of(const uint32_t* words, uint32_t b) {
-  return static_cast<uint8_t>(words[b / 4] >> (8 * (b % 4)));
-}
-
-// The bytes of the high part in which this group's bits are, up to the first one of the next group's.
-__device__ void code_high(const Slot& slot, uint32_t group, bool poison, CodeShared* shared) {
-  const Format& format = slot.format;
-  const uint32_t low = format.low;
-  const auto bit_of = [&](uint32_t j) { return uint64_t{(poison ? j : slot.indices[j]) >> low} + j; };
-  const uint32_t begin = group * kGroup;
-  const uint32_t end = begin + kGroup < format.k ? begin + kGroup : format.k;
-  const uint64_t from = group == 0 ? 0 : bit_of(begin) / 8;
-  const uint64_t until = end == format.k ? format.high_bytes : bit_of(end) / 8;
-  uint8_t* const bytes = slot.payload + format.value_bytes + format.low_bytes;
-  // Of the groups before, only the last eight coordinates can have bits in the first byte.
-  constexpr uint32_t kBefore = 8;
-  const uint32_t mine = begin + threadIdx.x;
-  const uint32_t other = begin - kBefore + threadIdx.x;
-  const bool has_mine = mine < end, has_other = threadIdx.x < kBefore && group > 0;
-  const uint64_t my_bit = has_mine ? bit_of(mine) : 0, other_bit = has_other ? bit_of(other) : 0;
-  for (uint64_t window = from; window < until; window += kWindow) {
-    shared->window[threadIdx.x] = 0;
-    static_assert(kWindow / 4 == kGroup, "one word for each thread");
-    __syncthreads();
-    const auto set = [&](bool there, uint64_t bit) {
-      if (!there || bit / 8 < window || bit / 8 >= window + kWindow) return;
-      const uint32_t in_window = static_cast<uint32_t>(bit - 8 * window);
-      atomicOr(&shared->window[in_window / 32], 1u << in_window % 32);
-    };
-    set(has_mine, my_bit);
-    set(has_other, other_bit);
-    __syncthreads();
-    for (uint32_t b = threadIdx.x; b < kWindow && window + b < until; b += kGroup) {
-      bytes[window + b] = byte_of(shared->window, b);
-    }
-    __syncthreads();
-  }
-}
-
-// The low bits of this group's indices are whole bytes, since a group has a multiple of 8.
-__device__ void code_low(const Slot& slot, uint32_t group, uint32_t index, CodeShared* shared) {
-  const Format& format = slot.format;
-  const uint32_t low = format.low;
-  const uint32_t j = group * kGroup + threadIdx.x;
-  shared->low[threadIdx.x] = 0;
-  __syncthreads();
-  if (j < format.k && low > 0) {
-    const uint64_t bits = low < 32 ? index & ((1u << low) - 1) : index;
-    const uint32_t at = threadIdx.x * low;
-    const uint64_t shifted = bits << at % 32;
-    atomicOr(&shared->low[at / 32], static_cast<uint32_t>(shifted));
-    if (shifted >> 32) atomicOr(&shared->low[at / 32 + 1], static_cast<uint32_t>(shifted >> 32));
-  }
-  __syncthreads();
-  const uint64_t begin = uint64_t{group} * kGroup / 8 * low;
-  uint8_t* const bytes = slot.payload + format.value_bytes + begin;
-  for (uint32_t b = threadIdx.x; b < kGroup / 8 * low && begin + b < format.low_bytes; b += kGroup) {
-    bytes[b] = byte_of(shared->low, b);
-  }
-}
-
-__global__ void __launch_bounds__(kGroup) code(Batch batch) {
-  DGC_SHARED(CodeShared, shared);
-  const Slot slot = batch.slots[batch.group_slot[blockIdx.x]];
-  const uint32_t group = blockIdx.x - slot.first_group;
-  const uint32_t j = group * kGroup + threadIdx.x;
-  const bool there = j < slot.format.k;
-  // NaN at the first coordinates says that a value is not finite.
-  const bool poison = slot.progress->nonfinite != 0;
-  const float value = !there ? 0.0f : poison ? quiet_nan() : slot.sent[j];
-  const uint32_t index = !there || poison ? j : slot.indices[j];
-  const float sent = code_value(slot.format, slot.payload, group, value, &shared.scratch);
-  if (there) slot.sent[j] = sent;
-  if (there && poison) slot.indices[j] = j;
-  const uint32_t nonzero = sum_of_block<kGroup>(there && sent != 0.0f ? 1 : 0, &shared.scratch);
-  if (threadIdx.x == 0) atomicAdd(&slot.progress->nonzero, nonzero);
-  code_low(slot, group, index, &shared);
-  if (slot.format.elias_fano) code_high(slot, group, poison, &shared);
-}
-
 }  // namespace
 
-void propose(const Batch& batch, void* stream) {
-  launch("sample", sample, batch.count, kSampleThreads, stream, batch);
+void select_largest(const Batch& batch, void* stream) {
   launch("collect", collect, batch.stripes, kThreads, stream, batch);
   launch("place", place, batch.rows, kThreads, stream, batch);
   launch_together("settle", settle, batch.stripes, kThreads, stream, batch);
   launch("take", take, batch.rows, kThreads, stream, batch);
-  launch("code", code, batch.groups, kGroup, stream, batch);
 }
 
 }  // namespace dgc::cuda
