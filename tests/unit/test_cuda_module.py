@@ -55,6 +55,12 @@ def test_memory_stays_in_proportion() -> None:
     assert 8 * 10_000 <= batch.kept_bytes < 8.1 * 10_000
 
 
+def test_what_is_read_of_the_progress_is_there_by_name() -> None:
+    assert {"nonfinite", "nonzero"} <= _cuda.progress_fields.keys()
+    places = list(_cuda.progress_fields.values())
+    assert len(set(places)) == len(places) and all(0 <= place < _cuda.progress_words for place in places)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_kernel_that_cannot_be_started_says_why() -> None:
     batch = _cuda.Batch()
