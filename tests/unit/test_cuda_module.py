@@ -78,6 +78,6 @@ def test_other_devices_take_plain_torch_and_say_so() -> None:
 
 def test_a_gpu_without_kernels_takes_plain_torch_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_cuda", None)
-    with pytest.warns(UserWarning, match=r"no kernels for cuda:7.*install the package where an nvcc is found"):
+    with pytest.warns(UserWarning, match=r"no kernels for cuda:7.*compile them once: python -m horovod_dgc build cuda"):
         backend = kernels.backend_for.__wrapped__(torch.device("cuda", 7))
     assert type(backend) is TorchBackend
