@@ -594,6 +594,38 @@ def check_workers(case: Case) -> None:
         _hold(len(memories) == 1 and learnt, "what workers have agreed upon must be kept, the same by all of them")
 
 
+def check_sparse_allreduce(case: Case) -> None:
+    """Where payloads can be divided among workers, what they get and what they keep make up what all accumulated."""
+    method, workers = case.method, 3
+    plan = method.plan(case.shape).divided(workers)
+    if plan is None:
+        return
+    codec, states = plan.codec, [method.init(case.shape) for _ in range(workers)]
+    _hold(codec.parts == workers, f"a plan divided among {workers} workers must have as many parts, got {codec.parts}")
+    fed, received = np.zeros(case.numel), np.zeros(case.numel)
+    for step, grads in enumerate(case.gradients(4 * workers, 10).reshape(4, workers, -1)):
+        payloads = []
+        for rank, (grad, state) in enumerate(zip(grads, states)):
+            factor = _clipping(method, grad, workers)
+            update, kept = _core.Update(unscale=factor), (state.residual, state.velocity)
+            proposal = _core.propose(codec, update, grad, *kept, randomness=method.randomness(0, step, rank))
+            proposal.commit(update, grad, *kept)
+            payloads.append(proposal.payload.reshape(workers, -1))
+            fed += factor * grad.astype(float)
+        sums = []
+        for rank, state in enumerate(states):
+            parts = np.stack([payload[rank] for payload in payloads])
+            part, begin, left = codec.reduce(rank, parts, method.randomness(0, step, rank))
+            if state.residual is not None:
+                state.residual[begin : begin + left.size] += left
+            sums.append(part)
+        total = np.zeros(case.numel, F)
+        codec.decode_add(np.concatenate(sums), total)
+        received += total
+    left_over = np.sum([state.residual.astype(float) for state in states if state.residual is not None], axis=0)
+    _close("sent and residual of all workers", received + left_over, fed, 1e-5 * np.abs(fed).max())
+
+
 def check_adapters(case: Case) -> None:
     """The adapters follow ``plan`` alone, in two passes and on several threads: they must send and keep the same."""
     method, rng = case.method, np.random.default_rng(9)
@@ -658,6 +690,7 @@ PARTS: dict[str, Callable[[Case], None]] = {
     "not finite": check_not_finite,
     "seeds": check_seeds,
     "workers": check_workers,
+    "sparse allreduce": check_sparse_allreduce,
     "adapters": check_adapters,
 }
 
