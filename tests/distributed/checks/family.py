@@ -9,13 +9,14 @@ import horovod.torch as hvd
 import numpy as np
 import torch
 from family import MOMENTUM, compared_steps, dropped_globally, family, reduced_alone
+from rank import by_length
 
 from checks.common import Fed, assert_ranks_identical, compressed
 from horovod_dgc import GradientDropping, Method, VarianceBased
 from horovod_dgc.cost import Cluster, Rates, predict
 from horovod_dgc.torch import SecondMoments
 
-STEPS = 50
+STEPS = by_length(16, long=50)
 
 
 def follow(method: Method, transport: str, op: Any, steps: int = STEPS, backend: str = "auto") -> None:

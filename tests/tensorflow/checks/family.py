@@ -9,13 +9,14 @@ import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 from family import MOMENTUM, compared_steps, dropped_globally, family, reduced_alone
+from rank import by_length
 
 from checks.common import Fed, Trainer, assert_ranks_identical, keras, sgd
 from horovod_dgc import GradientDropping, Method, VarianceBased
 from horovod_dgc.tensorflow import Compression, DistributedOptimizer, SecondMoments
 from horovod_dgc.tensorflow.takeover import KERAS_3, raw
 
-STEPS = 50
+STEPS = by_length(16, long=50)
 
 
 def follow(method: Method, transport: str, op: Any) -> None:
