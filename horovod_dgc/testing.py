@@ -3,9 +3,9 @@
     from horovod_dgc.testing import check_method
 
     def test_sparse_signs() -> None:
-        check_method(SparseSigns(), formula=what_it_sends, nbytes=82)
+        check_method(SparseSigns(), formula=what_it_sends, nbytes=12)
 
-It needs NumPy only, takes about a tenth of a second, and draws the same numbers every time. What fails is an
+It needs NumPy only, takes a fraction of a second, and draws the same numbers every time. What fails is an
 AssertionError that names the method, the part of the battery and what was found.
 """
 
@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import math
 import pickle
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
@@ -37,6 +38,8 @@ from horovod_dgc.methods.base import (
     clip_limit,
 )
 from horovod_dgc.simulation import exchange, opened
+
+__all__ = ["PARTS", "Case", "Formula", "Look", "Sent", "check_method", "conserved", "send"]
 
 F = np.float32
 Reals = npt.NDArray[Any]
@@ -186,7 +189,8 @@ def check_settings(case: Case) -> None:
     known = [field for field in dataclasses.fields(cast(Any, method)) if field.init]
     same = dataclasses.replace(cast(Any, method))
     copies = {"a method of the same settings": same, "a deep copy": copy.deepcopy(method)}
-    copies["a pickled copy"] = pickle.loads(pickle.dumps(method))
+    if _importable(type(method)):
+        copies["a pickled copy"] = pickle.loads(pickle.dumps(method))
     for what, other in copies.items():
         _hold(other == method and hash(other) == hash(method), f"{what} must be equal, with the same hash")
         _hold(other.configuration() == method.configuration(), f"{what} must have the same configuration()")
@@ -283,7 +287,7 @@ def check_size(case: Case) -> None:
             _hold(found == wanted, f"a payload must be of {wanted} whatever the data, got {found}")
             place: dict[str, Any] = {"step": each.step - 1, "shape": case.shape, "opened": known, "state": each}
             method.decode(payload, np.zeros(case.numel, F), **place)
-    payload, out = np.zeros(plan.payload_nbytes, np.uint8), np.zeros(case.numel, F)
+    payload, out = np.zeros(method.payload_nbytes(case.shape, 0), np.uint8), np.zeros(case.numel, F)
     for wrong in (payload[:-1], np.append(payload, payload[:1])):
         what = "a payload of another length"
         _refused(functools.partial(method.decode, wrong, out, step=0, shape=case.shape), what)
@@ -294,14 +298,15 @@ def check_formula(case: Case) -> None:
     """What is sent, kept and cleared is, step by step, what the formula says."""
     if case.formula is None:
         return
-    method, plan = case.method, case.method.plan(case.shape)
-    state, residual, velocity = method.init(case.shape), np.zeros(case.numel, F), np.zeros(case.numel, F)
+    method, state = case.method, case.method.init(case.shape)
+    residual, velocity = np.zeros(case.numel, F), np.zeros(case.numel, F)
     for step, grad in enumerate(case.gradients(8, 1)):
+        plan = method.plan(case.shape, step)
         memory = None if state.memory is None else state.memory.copy()
         _, seen, opening = send(method, state, grad, momentum=case.momentum)
         grad = F(_clipping(method, grad)) * grad
         velocity = F(case.momentum) * velocity + grad
-        part = velocity if plan.momentum else grad
+        part = velocity if plan.momentum == "local" else grad
         v = residual + part if plan.residual else part
         sent = case.formula(Look(v, part, case.shape, seen, opening, memory))
         _close(f"what is sent in step {step}", seen, sent, case.tolerance * np.abs(v).max())
@@ -688,6 +693,14 @@ def _clipping(method: Method, grad: FloatArray, workers: int = 1) -> float:
     if method.clip_norm is None:
         return 1.0
     return clip_factor(math.sqrt(_core.sum_squares(grad)), clip_limit(method.clip_norm, workers))
+
+
+def _importable(kind: type) -> bool:
+    """Whether pickle finds the class by its name, as it does none that is defined within a function."""
+    found: object = sys.modules.get(kind.__module__)
+    for name in kind.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is kind
 
 
 def _changed(method: Method, setting: str) -> Any:
