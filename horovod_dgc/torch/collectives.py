@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import horovod.torch as hvd
 import torch
+from horovod.common.exceptions import HorovodInternalError
 
 from horovod_dgc import agreement
 
 POLL_SECONDS = 0.005
 WAIT_SECONDS = 0.0001
+JOINED = (
+    "If a rank has called hvd.join(): it takes no part in gathers, so join() does not go with Compression. A rank "
+    "without a batch calls optimizer.step() all the same, after zero_grad(), until all ranks have done their last "
+    "(docs/pytorch.md, What changes in your training script)"
+)
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Say what may be behind a failure of Horovod's; of the same type, which elastic jobs wait for."""
+    try:
+        yield
+    except HorovodInternalError as error:
+        if JOINED in str(error):
+            raise
+        raise HorovodInternalError(f"{error}. {JOINED}") from error
 
 
 def wait(handle: Any) -> Any:

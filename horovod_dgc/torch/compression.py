@@ -24,7 +24,7 @@ from horovod_dgc.stats import Stats, TensorStats
 from horovod_dgc.torch import state as states
 from horovod_dgc.torch.applying import Applying, calling_scaler
 from horovod_dgc.torch.backends import Backend, plain_torch
-from horovod_dgc.torch.collectives import gather_bytes
+from horovod_dgc.torch.collectives import explained, gather_bytes
 from horovod_dgc.torch.exchange import Exchange
 from horovod_dgc.torch.kernels import backend_for
 from horovod_dgc.torch.moments import SecondMoments
@@ -172,7 +172,8 @@ class Compression:
             # The exchange before was never synchronized, so nothing of it has been committed.
             self._step.discard()
             self._step = self._begin()
-        exchange = self._step.submit(entry, tensor)
+        with explained():
+            exchange = self._step.submit(entry, tensor)
         return exchange.message, exchange
 
     def decompress(self, output: torch.Tensor, ctx: Exchange | NodeExchange | None) -> torch.Tensor:

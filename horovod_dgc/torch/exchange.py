@@ -316,6 +316,7 @@ class Exchange:
         votes, gathered = self._plan.codec.votes, self._transport != "allreduce"
         if not self._carried:
             self._told = float(output)
+            self.step.require_everybody(self._told)
             summed = self.members.workers * transport.summand_scale(self._plan, self.members.workers)
             self._factor = self._told if votes or gathered else self._told / summed
 

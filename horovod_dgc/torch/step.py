@@ -9,6 +9,7 @@ from typing import Any
 
 import horovod.torch as hvd
 import torch
+from horovod.common.exceptions import HorovodInternalError
 
 from horovod_dgc.coding import opened_by_quantile
 from horovod_dgc.hierarchy import Members
@@ -16,7 +17,7 @@ from horovod_dgc.methods.base import FloatArray, Method, Plan, clip_factor, clip
 from horovod_dgc.stats import TensorStats
 from horovod_dgc.torch.applying import Applying
 from horovod_dgc.torch.backends import Backend, Proposals
-from horovod_dgc.torch.collectives import wait
+from horovod_dgc.torch.collectives import JOINED, wait
 from horovod_dgc.torch.exchange import Exchange
 from horovod_dgc.torch.moments import SecondMoments
 from horovod_dgc.torch.node_exchange import NodeExchange
@@ -130,10 +131,12 @@ class Step:
             else:
                 self._start([exchange], carried=True)
             self._pending = [node for node in self._pending if not node.arrive_if_ready()]
-            # Ranks must agree upon when it is sent; when a node's gradients have arrived is up to each.
-            if position + 1 == self._expected and self._nodes is None:
-                self._launch_waiting()
-                self._send_flag()
+        # Another Compression's step may be finished first: nobody is to wait for what could have been sent. When a node's
+        # gradients have arrived, though, is up to each rank.
+        if position + 1 == self._expected and self._nodes is None:
+            self._launch_deferred()
+            self._launch_waiting()
+            self._send_flag()
         self.leave()
         return exchange
 
@@ -148,15 +151,7 @@ class Step:
         if touched is not None:
             raise RuntimeError(TOUCHED.format(name=touched))
         self.sealed = True
-        if self.deferred:
-            assert self.method.clip_norm is not None
-            alike: dict[Backend, list[Exchange | NodeExchange]] = {}
-            for exchange in exchanges:
-                alike.setdefault(exchange.backend, []).append(exchange)
-            squares = sum(sum(backend.sum_squares([e.norm_of for e in each])) for backend, each in alike.items())
-            factor = clip_factor(math.sqrt(squares) / self.loss_scale, self._clip_limit(self.method.clip_norm))
-            for each in alike.values():
-                self.launch(each, [factor / self.loss_scale] * len(each), carried=False)
+        self._launch_deferred()
         self._launch_waiting()
         waited = sum(exchange.arrive() for exchange in exchanges)
         if self._flag is None:
@@ -186,6 +181,11 @@ class Step:
             entry.forget_gradient()
         else:
             self._applying.came_back(entry, due=due, faithful=faithful)
+
+    def require_everybody(self, told: float) -> None:
+        """Raise if what Horovod has made of a 1 of each rank lacks a rank's."""
+        if self._nodes is None and told < self.dense_factor * (1 - 0.5 / self.workers):
+            raise HorovodInternalError(f"a rank has taken no part in this exchange. {JOINED}")
 
     def unfinished(self) -> str | None:
         """The name of a parameter whose gradient waits for ``synchronize()``; None if there is none."""
@@ -269,6 +269,20 @@ class Step:
         self._waiting_numel += exchange.codec.n
         if self._waiting_numel >= COMPANY_NUMEL:
             self._launch_waiting()
+
+    def _launch_deferred(self) -> None:
+        """Start what had to wait for all gradients."""
+        if not self.deferred:
+            return
+        self.deferred = False
+        assert self.method.clip_norm is not None
+        alike: dict[Backend, list[Exchange | NodeExchange]] = {}
+        for exchange in self._exchanges.values():
+            alike.setdefault(exchange.backend, []).append(exchange)
+        squares = sum(sum(backend.sum_squares([e.norm_of for e in each])) for backend, each in alike.items())
+        factor = clip_factor(math.sqrt(squares) / self.loss_scale, self._clip_limit(self.method.clip_norm))
+        for each in alike.values():
+            self.launch(each, [factor / self.loss_scale] * len(each), carried=False)
 
     def _launch_waiting(self) -> None:
         for backend, waiting in self._waiting.items():
