@@ -131,7 +131,7 @@ class Step:
             else:
                 self._start([exchange], carried=True)
             self._pending = [node for node in self._pending if not node.arrive_if_ready()]
-        # Another Compression's step may be finished first: nobody is to wait for what could have been sent. When a node's
+        # Another Compression's step may be finished first: nobody is to wait for what could be sent. When a node's
         # gradients have arrived, though, is up to each rank.
         if position + 1 == self._expected and self._nodes is None:
             self._launch_deferred()
