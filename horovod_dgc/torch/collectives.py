@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
-from typing import Any
+import weakref
+from collections.abc import Generator, Iterator
+from typing import Any, Protocol
 
 import horovod.torch as hvd
 import torch
@@ -16,8 +17,8 @@ from horovod_dgc import agreement
 POLL_SECONDS = 0.005
 WAIT_SECONDS = 0.0001
 JOINED = (
-    "If a rank has called hvd.join(): it takes no part in gathers, so join() does not go with Compression. A rank "
-    "without a batch calls optimizer.step() all the same, after zero_grad(), until all ranks have done their last "
+    "a collective has failed, as it does where a rank has called hvd.join(), which does not go with Compression: a rank "
+    "without a batch calls optimizer.zero_grad() and optimizer.step() all the same, until all have done their last "
     "(docs/pytorch.md, What changes in your training script)"
 )
 
@@ -30,7 +31,22 @@ def explained() -> Iterator[None]:
     except HorovodInternalError as error:
         if JOINED in str(error):
             raise
-        raise HorovodInternalError(f"{error}. {JOINED}") from error
+        raise HorovodInternalError(f"{JOINED}. Horovod says: {error}") from error
+
+
+class UnderWay(Protocol):
+    """A step whose collectives follow from one another."""
+
+    def progress(self) -> None:
+        """Start what can be started without waiting."""
+        ...
+
+
+# Of all optimizers of this process. Ranks may finish them in different orders, each waiting for what the others are to
+# start in a step that they have not come to.
+UNDER_WAY: weakref.WeakSet[UnderWay] = weakref.WeakSet()
+# Yields the handles of collectives, one after another, and is sent what each has come to.
+Rounds = Generator[Any, Any, None]
 
 
 def wait(handle: Any) -> Any:
@@ -40,8 +56,23 @@ def wait(handle: Any) -> Any:
     that receive what is waited for.
     """
     while not hvd.poll(handle):
+        help_others()
         time.sleep(WAIT_SECONDS)
     return hvd.synchronize(handle)
+
+
+def help_others() -> None:
+    """Let every step that is under way make progress."""
+    for step in list(UNDER_WAY):
+        step.progress()
+
+
+def finish(rounds: Rounds) -> None:
+    """Wait for one collective after another."""
+    result = None
+    with contextlib.suppress(StopIteration):
+        while True:
+            result = wait(rounds.send(result))
 
 
 def gather_bytes(
@@ -61,6 +92,7 @@ def gather_bytes(
     while not hvd.poll(handle):
         if time.monotonic() > deadline:
             raise agreement.no_answer(hvd.rank(), timeout, expected)
+        help_others()
         time.sleep(POLL_SECONDS)
     gathered: torch.Tensor = hvd.synchronize(handle)
     return gathered.numpy().tobytes()

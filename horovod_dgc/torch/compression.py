@@ -191,10 +191,6 @@ class Compression:
         if not step.sealed:
             self._refuse_unscaled()
             wait += step.seal()
-            # The device has come to the flag of this step, and so to all of the steps before.
-            self._count_up()
-            self._conclude(step)
-            wait += step.land(*self._counts(step))
         gradient = ctx.finish(output, wait, *self._counts(step))
         step.leave()
         return gradient
@@ -284,6 +280,8 @@ class Compression:
 
     def _go_on(self, loaded: Iterable[Loaded], exchanges: int, reduction: str | None, process_set: Any) -> None:
         """Go on in an elastic job. Collectives of a step under way went with the job before, so nobody waits."""
+        if self._step is not None:
+            self._step.given_up = True
         self._step = None
         self._put(loaded, exchanges, reduction, process_set)
 
@@ -312,7 +310,10 @@ class Compression:
             return process_set
         return hvd.global_process_set if self._process_set is None else self._process_set
 
-    def _conclude(self, step: Step) -> None:
+    def _conclude(self, step: Step) -> tuple[TensorStats, ...]:
+        """It is known whether the step counts. Returns the counts to add its own to."""
+        # The device has come to the flag of this step, and so to all of the steps before.
+        self._count_up()
         if step.abandoned:
             self._totals.skipped += 1
         else:
@@ -320,6 +321,7 @@ class Compression:
             self._totals.steps += 1
             self._last = TensorStats(steps=1)
         step.count_control(*self._counts(step))
+        return self._counts(step)
 
     def _count_up(self) -> None:
         """Add the counts that were known on a device only."""
@@ -425,6 +427,7 @@ class Compression:
             nodes=self._nodes,
             on_device=self._on_device,
             uncounted=self._uncounted,
+            conclude=self._conclude,
             second_moments=self._second_moments,
         )
 
