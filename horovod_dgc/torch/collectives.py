@@ -17,8 +17,8 @@ from horovod_dgc import agreement
 POLL_SECONDS = 0.005
 WAIT_SECONDS = 0.0001
 JOINED = (
-    "a collective has failed, as it does where a rank has called hvd.join(), which does not go with Compression: a rank "
-    "without a batch calls optimizer.zero_grad() and optimizer.step() all the same, until all have done their last "
+    "a collective has failed, as it does where a rank has called hvd.join(), which does not go with Compression: let a "
+    "rank without a batch call optimizer.zero_grad() and optimizer.step() all the same, until all have done their last "
     "(docs/pytorch.md, What changes in your training script)"
 )
 
