@@ -523,7 +523,25 @@ class Compression:
             if tensor.residual is not None:
                 # The loaded velocity stands in its place.
                 takeover.momentum_buffer(tensor.parameter)
+        self._compare_velocities(members)
         self._unproven = False
+
+    def _compare_velocities(self, members: Any) -> None:
+        """Find out which of the loaded velocities are common, where that decides how a tensor goes on."""
+        loaded = [
+            tensor
+            for tensor, plan in zip(self._tensors, self._plans(self._exchanges))
+            if tensor.velocity is not None and tensor.part is None and plan.momentum == "local" and plan.lossless
+        ]
+        if not loaded:
+            return
+        name = f"horovod_dgc.velocities.{self._wire_name}"
+        own = b"".join(digest(tensor.velocity) for tensor in loaded if tensor.velocity is not None)
+        gathered = gather_bytes(own, name, members, self._timeout)
+        rows = [gathered[i * len(own) : (i + 1) * len(own)] for i in range(members.size())]
+        for number, tensor in enumerate(loaded):
+            span = slice(number * sync.DIGEST_NBYTES, (number + 1) * sync.DIGEST_NBYTES)
+            tensor.common = len({row[span] for row in rows}) == 1
 
     def _configuration(self, owner: Any, takeover: Takeover) -> str:
         scaled = "with" if self._grad_scaler is not None else "without"
