@@ -171,8 +171,8 @@ class Step:
         return waited
 
     def progress(self) -> None:
-        """As far as all gradients are in, and without waiting, what :meth:`seal` does besides."""
-        if self._going_on or self.given_up or len(self._exchanges) != self._expected:
+        """Where all gradients are in: what :meth:`seal` is going to do, as far as that needs no waiting."""
+        if self.sealed or self._going_on or self.given_up or len(self._exchanges) != self._expected:
             return
         while not self._ended and (self._awaited is None or hvd.poll(self._awaited)):
             self._go_on(None if self._awaited is None else hvd.synchronize(self._awaited))
