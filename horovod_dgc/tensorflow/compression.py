@@ -32,6 +32,8 @@ from horovod_dgc.transport import Transport, forced
 FLAG_NBYTES = 4
 
 _ordinals = itertools.count()
+# What all Compressions of this process keep.
+_LIVE: weakref.WeakSet[Graphs] = weakref.WeakSet()
 
 
 class Compression(tf.Module):  # type: ignore[misc]
@@ -84,7 +86,8 @@ class Compression(tf.Module):  # type: ignore[misc]
         check_sync: int = 0,
     ) -> None:
         checked(method)
-        if method.stages() is None:
+        stages = method.stages()
+        if stages is None:
             raise ValueError(
                 f"method must have a density schedule that is known beforehand, such as Warmup(...), got {method!r}: "
                 "TensorFlow's graph asks no Python code at run time"
@@ -104,9 +107,9 @@ class Compression(tf.Module):  # type: ignore[misc]
 
         def make(position: int, name: str, variable: tf.Variable) -> Tensor:
             part = None if nodes is None else nodes.part(variable.shape, "last")
-            plan = method.plan(variable.shape if part is None else part.shape, outputs="last")
-            corrected = takeover.momentum and plan.momentum == "local"
-            tensor = Tensor(position, name, variable, plan, corrected, part)
+            shape = variable.shape if part is None else part.shape
+            plans = [method.plan(shape, step, "last") for step in (*stages, None)]
+            tensor = Tensor(position, name, variable, plans[-1], takeover.corrects(plans), part)
             takeover.attach(tensor)
             return tensor
 
@@ -151,6 +154,10 @@ class Compression(tf.Module):  # type: ignore[misc]
         """Called by ``DistributedOptimizer`` with the gradients of one of several backward passes of a step."""
         if self._graphs.second_moments is not None:
             self._graphs.second_moments.count_pass(variables, gradients)
+
+    def require_own(self, optimizer: Any) -> None:
+        """Called by ``DistributedOptimizer``: raise ValueError unless this was made with the optimizer."""
+        self._graphs.require_own(optimizer)
 
     def stats(self) -> Stats:
         """Counts since the start on this rank: in total, of the last step, and per variable; eager.
@@ -201,6 +208,9 @@ class Graphs:
         with tf.init_scope(), tf.device("CPU:0"):
             self._one = tf.Variable(tf.ones(1, tf.float32), trainable=False, name="one")
         self._agreed: set[Any] = set()
+        # Whether the ranks have found that their configurations differ.
+        self._refused = False
+        _LIVE.add(self)
         self._call: Call | None = None
         self._step: Step | None = None
         # For elastic jobs: what comes before the first step of a job that has changed, what the reduction was, and the
@@ -213,6 +223,9 @@ class Graphs:
         """Horovod has been started anew, with other ranks: trace, and agree, as for the first time."""
         self._agreed.clear()
         self._call = self._step = None
+
+    def require_own(self, optimizer: Any) -> None:
+        self._takeover.require_own(optimizer)
 
     def exchange(self, call: Call) -> Exchange | None:
         """The exchange of the call's gradient, made together with those of all the other gradients of the call.
@@ -239,7 +252,9 @@ class Graphs:
         if key not in self._agreed:
             with tf.init_scope():
                 self.follow()
+            self._refused = True
             self._agree(call, exchanged)
+            self._refused = False
             if self.hierarchy is not None and self._nodes is None:
                 with tf.init_scope():
                     self._nodes = self.hierarchy.members(call.process_set)
@@ -254,24 +269,26 @@ class Graphs:
             hyperparameters = self._takeover.hyperparameters(owner, eager=call.eager)
             self._takeover.loss_scaled = scale is not None
             with tf.init_scope():
-                self._takeover.activate(call.workers if call.op == hvd.Sum else 1)
-            return Step(
-                method=self.method,
-                call=call,
-                exchanged=exchanged,
-                hyperparameters=hyperparameters,
-                loss_scale=tf.ones((), tf.float64) if scale is None else scale,
-                second_moments=self.second_moments,
-                averaged_passes=next((h.averaged_passes for h in call.holders if hasattr(h, "averaged_passes")), 1),
-                transport=self._transport,
-                ordinal=self._ordinal,
-                one=self._one,
-                progress=self._progress,
-                starts=list(starts),
-                model=[tensor for tensor in self._tensors if tensor.numel],
-                check_sync=self._check_sync,
-                nodes=self._nodes,
-            )
+                self._takeover.activate(owner, call.workers if call.op == hvd.Sum else 1)
+            loaded = self._takeover.take_loaded(owner, exchanged.values(), hyperparameters.rate)
+            with tf.control_dependencies(loaded):
+                return Step(
+                    method=self.method,
+                    call=call,
+                    exchanged=exchanged,
+                    hyperparameters=hyperparameters,
+                    loss_scale=tf.ones((), tf.float64) if scale is None else scale,
+                    second_moments=self.second_moments,
+                    averaged_passes=next((h.averaged_passes for h in call.holders if hasattr(h, "averaged_passes")), 1),
+                    transport=self._transport,
+                    ordinal=self._ordinal,
+                    one=self._one,
+                    progress=self._progress,
+                    starts=list(starts),
+                    model=[tensor for tensor in self._tensors if tensor.numel],
+                    check_sync=self._check_sync,
+                    nodes=self._nodes,
+                )
 
     @property
     def local_size(self) -> int:
@@ -291,7 +308,7 @@ class Graphs:
 
     def _agree(self, call: Call, exchanged: dict[int, Tensor]) -> None:
         lines = [
-            f"horovod_dgc {horovod_dgc.__version__}, compression number {self._ordinal}",
+            f"horovod_dgc {horovod_dgc.__version__}, {self._identity}",
             f"method {self.method.configuration()}",
             f"transport {self._transport or 'auto'}, Keras {3 if KERAS_3 else 2}, check_sync {self._check_sync}",
             f"optimizer {type(self._takeover.optimizer).__name__}, momentum corrected: {self._takeover.momentum}",
@@ -309,7 +326,17 @@ class Graphs:
                 "\n".join(lines),
                 agreement.ranks_of(members),
                 lambda data, name: gather_bytes(data, name, members, self.timeout),
+                identity=self._identity,
+                others=[g._identity for g in list(_LIVE) if g is not self and g._may_begin(members)],
             )
+
+    @property
+    def _identity(self) -> str:
+        return f"compression number {self._ordinal}"
+
+    def _may_begin(self, members: Any) -> bool:
+        """Whether its ranks have still to compare configurations."""
+        return members.process_set_id not in self._agreed and not self._refused
 
 
 def _total(parts: list[TensorStats], steps: int, skipped: int, wait: int) -> TensorStats:
