@@ -32,8 +32,6 @@ from horovod_dgc.transport import Transport, forced
 FLAG_NBYTES = 4
 
 _ordinals = itertools.count()
-# What all Compressions of this process keep.
-_LIVE: weakref.WeakSet[Graphs] = weakref.WeakSet()
 
 
 class Compression(tf.Module):  # type: ignore[misc]
@@ -208,9 +206,6 @@ class Graphs:
         with tf.init_scope(), tf.device("CPU:0"):
             self._one = tf.Variable(tf.ones(1, tf.float32), trainable=False, name="one")
         self._agreed: set[Any] = set()
-        # Whether the ranks have found that their configurations differ.
-        self._refused = False
-        _LIVE.add(self)
         self._call: Call | None = None
         self._step: Step | None = None
         # For elastic jobs: what comes before the first step of a job that has changed, what the reduction was, and the
@@ -252,9 +247,7 @@ class Graphs:
         if key not in self._agreed:
             with tf.init_scope():
                 self.follow()
-            self._refused = True
             self._agree(call, exchanged)
-            self._refused = False
             if self.hierarchy is not None and self._nodes is None:
                 with tf.init_scope():
                     self._nodes = self.hierarchy.members(call.process_set)
@@ -308,7 +301,9 @@ class Graphs:
 
     def _agree(self, call: Call, exchanged: dict[int, Tensor]) -> None:
         lines = [
-            f"horovod_dgc {horovod_dgc.__version__}, {self._identity}",
+            f"horovod_dgc {horovod_dgc.__version__}",
+            # Horovod's own names follow the order of a graph's operations, so nobody could do without this.
+            f"compression number {self._ordinal}: all ranks make, and come to, theirs in the same order",
             f"method {self.method.configuration()}",
             f"transport {self._transport or 'auto'}, Keras {3 if KERAS_3 else 2}, check_sync {self._check_sync}",
             f"optimizer {type(self._takeover.optimizer).__name__}, momentum corrected: {self._takeover.momentum}",
@@ -326,17 +321,7 @@ class Graphs:
                 "\n".join(lines),
                 agreement.ranks_of(members),
                 lambda data, name: gather_bytes(data, name, members, self.timeout),
-                identity=self._identity,
-                others=[g._identity for g in list(_LIVE) if g is not self and g._may_begin(members)],
             )
-
-    @property
-    def _identity(self) -> str:
-        return f"compression number {self._ordinal}"
-
-    def _may_begin(self, members: Any) -> bool:
-        """Whether its ranks have still to compare configurations."""
-        return members.process_set_id not in self._agreed and not self._refused
 
 
 def _total(parts: list[TensorStats], steps: int, skipped: int, wait: int) -> TensorStats:

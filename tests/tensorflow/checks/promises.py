@@ -1,7 +1,7 @@
 """Invariant 1 where it is put to the test: every optimizer, rates and momentum that come to 0, changed gradients.
 
-Twice: where everything is sent, momentum is the optimizer's, and where all that is not zero is sent, it is applied before
-compression.
+Twice: where everything is sent, momentum is the optimizer's, and where all that is not zero is sent, it is applied
+before compression.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def check_a_rate_of_0_that_is_assigned() -> None:
 
 
 def check_momentum_that_comes_to_0_and_back() -> None:
-    """Keras 3 leaves its momentum alone meanwhile, Keras 2 clears it; both see a change at once where there is no graph."""
+    """Keras 3 leaves its momentum alone meanwhile, Keras 2 clears it; without a graph both see a change at once."""
 
     def change(step: int, optimizer: Any) -> None:
         optimizer.momentum = (0.9, 0.9, 0.9, 0.0, 0.0, 0.5, 0.9, 0.9)[step]
@@ -171,7 +171,7 @@ def check_every_optimizer() -> None:
         for kind in vars(keras.optimizers).values()
         if isinstance(kind, type) and issubclass(kind, keras.optimizers.Optimizer)
     }
-    others = {"Optimizer", "LossScaleOptimizer", "LossScaleOptimizerV3", "SGD"}
+    others = {"Optimizer", "LossScaleOptimizer", "MultiOptimizer", "SGD"}
     kinds = sorted((kind for kind in found if kind.__name__ not in others), key=lambda kind: kind.__name__)
     assert len(kinds) > 8
     for kind in kinds:
@@ -301,7 +301,7 @@ def check_default_dtypes() -> None:
 
 
 def check_exceptions_leave_the_optimizer_as_it_is() -> None:
-    """Whatever raises, at whatever time, the user's values are in place, and training goes on as without compression."""
+    """The user's values are in place, and training goes on as without compression."""
     trajectories = []
     for method in (*METHODS, None):
         model = linear()
