@@ -20,7 +20,6 @@ from checks.common import (
     data,
     keras,
     sgd,
-    state,
     vector,
 )
 from horovod_dgc import DGC
@@ -151,14 +150,12 @@ def check_layers_that_are_unfrozen_later() -> None:
         model.layers[0].trainable = False
         having = With(method, model)
         having.optimizer.build(everything)
-        trajectory = taped(model, having, graph=True)
+        taped(model, having, graph=True)
         model.layers[0].trainable = True
-        trajectory += taped(model, having, graph=True)
-        trajectories.append([trajectory[0] * 0 + vector(everything), *trajectory[6:]])
+        trajectories.append(taped(model, having, graph=True))
         if method is not None:
             assert len(having.given.tensors) == 6 and having.given.tensors[-1].steps == 6
-    for ours, dense in zip(*trajectories):
-        np.testing.assert_allclose(ours, dense, rtol=2e-5, atol=2e-5)
+    assert_same_trajectory(*trajectories)
 
 
 def check_checkpoints() -> None:
@@ -169,7 +166,7 @@ def check_checkpoints() -> None:
         taped(model, having, graph=True)
         parts = {"model": model, "compression": having.given, "optimizer": having.optimizer}
         path = tf.train.Checkpoint(**parts).write(str(Path(folder) / f"rank{hvd.rank()}"))
-        saved, expected = state(having.given), taped(model, having, graph=True)
+        expected = taped(model, having, graph=True)
 
         again = make(sequential)
         other = With(SPARSE, again)
@@ -181,7 +178,6 @@ def check_checkpoints() -> None:
         resumed = taped(again, other, graph=True)
         status.assert_existing_objects_matched()
         assert all(np.array_equal(a, b) for a, b in zip(resumed, expected))
-        assert saved.keys() == state(other.given).keys()
 
 
 def check_what_needs_variables_says_so() -> None:
