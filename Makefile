@@ -93,16 +93,16 @@ test-all: test test-rest ## The same, and all that repeats or goes on for long; 
 
 test-python: env ## The Python tests of `make test`
 	$(SHORT) $(EACH_ON_A_CORE) tests/unit tests/docs
-	$(SHORT) tests/jobs tests/distributed tests/tensorflow tests/gpu
+	$(SHORT) tests/jobs tests/benchmarks tests/distributed tests/tensorflow tests/gpu
 
 # What .ci/run calls one by one, as far as its time goes.
-test-rest: cpp-test-tsan test-long-torch test-long-tensorflow test-tf215 test-cluster docker-test ## What `make test` leaves out
+test-rest: cpp-test-tsan bench-smallest test-long-torch test-long-tensorflow test-tf215 test-cluster docker-test ## What `make test` leaves out
 
 test-long-torch: env ## PyTorch with every launcher and number of ranks, all faults, elastic jobs, soak
 	$(LONG) tests/distributed tests/packaging
 
 test-long-tensorflow: env ## TensorFlow under both launchers and with tf_keras, all faults, elastic jobs, examples
-	$(LONG) tests/tensorflow tests/jobs
+	$(LONG) tests/tensorflow tests/jobs tests/benchmarks
 
 test-quick: env ## Python unit tests only
 	$(SHORT) $(EACH_ON_A_CORE) tests/unit
