@@ -248,7 +248,11 @@ class cuda:
     [
         (FAKE_TORCH, "ok", ""),
         ("import os; os.abort()", "broken", r"crashed the process \(signal 6\)"),
-        ("import os; os._exit(3)", "broken", "ended the process with status 3"),
+        (
+            "import os, sys; print('a\\nlibrary is of another version.\\nI0000 loaded', file=sys.stderr); os._exit(3)",
+            "broken",
+            "ended the process with status 3; library is of another version$",
+        ),
         ("import sys; sys.exit('no GPU, no torch')", "broken", "SystemExit: no GPU, no torch"),
         ("import time; time.sleep(600)", "broken", "not done after 3 s"),
         ("raise ImportError('libc10.so:\\n undefined symbol.')", "broken", "ImportError: libc10.so: undefined symbol"),
