@@ -84,7 +84,8 @@ class Compression(tf.Module):  # type: ignore[misc]
         check_sync: int = 0,
     ) -> None:
         checked(method)
-        if method.stages() is None:
+        stages = method.stages()
+        if stages is None:
             raise ValueError(
                 f"method must have a density schedule that is known beforehand, such as Warmup(...), got {method!r}: "
                 "TensorFlow's graph asks no Python code at run time"
@@ -104,9 +105,9 @@ class Compression(tf.Module):  # type: ignore[misc]
 
         def make(position: int, name: str, variable: tf.Variable) -> Tensor:
             part = None if nodes is None else nodes.part(variable.shape, "last")
-            plan = method.plan(variable.shape if part is None else part.shape, outputs="last")
-            corrected = takeover.momentum and plan.momentum == "local"
-            tensor = Tensor(position, name, variable, plan, corrected, part)
+            shape = variable.shape if part is None else part.shape
+            plans = [method.plan(shape, step, "last") for step in (*stages, None)]
+            tensor = Tensor(position, name, variable, plans[-1], takeover.corrects(plans), part)
             takeover.attach(tensor)
             return tensor
 
@@ -151,6 +152,10 @@ class Compression(tf.Module):  # type: ignore[misc]
         """Called by ``DistributedOptimizer`` with the gradients of one of several backward passes of a step."""
         if self._graphs.second_moments is not None:
             self._graphs.second_moments.count_pass(variables, gradients)
+
+    def require_own(self, optimizer: Any) -> None:
+        """Called by ``DistributedOptimizer``: raise ValueError unless this was made with the optimizer."""
+        self._graphs.require_own(optimizer)
 
     def stats(self) -> Stats:
         """Counts since the start on this rank: in total, of the last step, and per variable; eager.
@@ -214,6 +219,9 @@ class Graphs:
         self._agreed.clear()
         self._call = self._step = None
 
+    def require_own(self, optimizer: Any) -> None:
+        self._takeover.require_own(optimizer)
+
     def exchange(self, call: Call) -> Exchange | None:
         """The exchange of the call's gradient, made together with those of all the other gradients of the call.
 
@@ -254,24 +262,26 @@ class Graphs:
             hyperparameters = self._takeover.hyperparameters(owner, eager=call.eager)
             self._takeover.loss_scaled = scale is not None
             with tf.init_scope():
-                self._takeover.activate(call.workers if call.op == hvd.Sum else 1)
-            return Step(
-                method=self.method,
-                call=call,
-                exchanged=exchanged,
-                hyperparameters=hyperparameters,
-                loss_scale=tf.ones((), tf.float64) if scale is None else scale,
-                second_moments=self.second_moments,
-                averaged_passes=next((h.averaged_passes for h in call.holders if hasattr(h, "averaged_passes")), 1),
-                transport=self._transport,
-                ordinal=self._ordinal,
-                one=self._one,
-                progress=self._progress,
-                starts=list(starts),
-                model=[tensor for tensor in self._tensors if tensor.numel],
-                check_sync=self._check_sync,
-                nodes=self._nodes,
-            )
+                self._takeover.activate(owner, call.workers if call.op == hvd.Sum else 1)
+            loaded = self._takeover.take_loaded(owner, exchanged.values(), hyperparameters.rate)
+            with tf.control_dependencies(loaded):
+                return Step(
+                    method=self.method,
+                    call=call,
+                    exchanged=exchanged,
+                    hyperparameters=hyperparameters,
+                    loss_scale=tf.ones((), tf.float64) if scale is None else scale,
+                    second_moments=self.second_moments,
+                    averaged_passes=next((h.averaged_passes for h in call.holders if hasattr(h, "averaged_passes")), 1),
+                    transport=self._transport,
+                    ordinal=self._ordinal,
+                    one=self._one,
+                    progress=self._progress,
+                    starts=list(starts),
+                    model=[tensor for tensor in self._tensors if tensor.numel],
+                    check_sync=self._check_sync,
+                    nodes=self._nodes,
+                )
 
     @property
     def local_size(self) -> int:
@@ -291,7 +301,9 @@ class Graphs:
 
     def _agree(self, call: Call, exchanged: dict[int, Tensor]) -> None:
         lines = [
-            f"horovod_dgc {horovod_dgc.__version__}, compression number {self._ordinal}",
+            f"horovod_dgc {horovod_dgc.__version__}",
+            # Horovod's own names follow the order of a graph's operations, so nobody could do without this.
+            f"compression number {self._ordinal}: all ranks make, and come to, theirs in the same order",
             f"method {self.method.configuration()}",
             f"transport {self._transport or 'auto'}, Keras {3 if KERAS_3 else 2}, check_sync {self._check_sync}",
             f"optimizer {type(self._takeover.optimizer).__name__}, momentum corrected: {self._takeover.momentum}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,7 +12,9 @@ from typing import Any
 import horovod.tensorflow as hvd
 import tensorflow as tf
 
+from horovod_dgc.methods.base import Plan
 from horovod_dgc.tensorflow import callers
+from horovod_dgc.tensorflow.operations import library
 from horovod_dgc.tensorflow.tensors import Tensor
 
 KERAS_3 = hasattr(tf.keras, "version") and str(tf.keras.version()).startswith("3")
@@ -70,26 +74,40 @@ class Takeover:
         self.optimizer = innermost(optimizer)
         self._refuse_v1_momentum(wanted)
         self.momentum = wanted and isinstance(self.optimizer, _sgd_classes()) and _has_momentum(self.optimizer)
-        own = _arithmetic_of_its_own(self.optimizer) if self.momentum else None
-        if own is not None:
+        self._kept_because = _arithmetic_of_its_own(self.optimizer) if self.momentum else None
+        if self._kept_because is not None:
             self.momentum = False
-            warnings.warn(
-                f"momentum stays with the optimizer, {type(self.optimizer).__name__}, and is applied after the "
-                f"exchange, because {own}. Write momentum_correction=False to say so yourself"
-                + ("" if "clip" not in own else ", or clip each worker's gradient with the method's clip_norm instead"),
-                stacklevel=3,
-            )
         self.active = self.used = self.loss_scaled = False
         self._workers_added_up = 1
         self._workers = hvd.size() if hvd.is_initialized() else None
         self._said: set[str] = set()
         self._corrected: dict[Any, Tensor] = {}
+        # Those whose momentum the optimizer may have begun to gather.
+        self._fresh: list[Tensor] = []
         # Keras reads a plain number while it traces, and in each step without a graph.
         self._momentum_now: tf.Variable | None = None
         if self.momentum and not _is_legacy(self.optimizer):
             with tf.init_scope(), tf.device("CPU:0"):
                 now = tf.constant(self.optimizer.momentum, tf.float64)
                 self._momentum_now = tf.Variable(now, trainable=False, name="momentum")
+
+    def corrects(self, plans: Iterable[Plan]) -> bool:
+        """Whether the momentum of a variable that travels by these plans is applied before compression.
+
+        Not where everything is always sent as it is: what comes back is then the mean gradient itself, and the
+        optimizer, with whatever a script does to gradients beforehand, makes of it what it makes of it without
+        compression.
+        """
+        plans = list(plans)
+        if plans[0].momentum != "local" or all(plan.lossless for plan in plans):
+            return False
+        if self._kept_because is not None:
+            self._say_once(
+                f"momentum stays with {_described(self.optimizer)} and is applied after the exchange, because "
+                f"{self._kept_because}: so there is no momentum correction. Write momentum_correction=False to say so, "
+                "or clip with the method's clip_norm, each worker's gradient before the exchange"
+            )
+        return self.momentum
 
     def derive(self) -> None:
         """Change the optimizer's class: the last thing when a Compression is made, since nobody takes it back."""
@@ -102,40 +120,60 @@ class Takeover:
         """Take over for this tensor."""
         if tensor.corrected:
             self._corrected[tensor.variable.ref()] = tensor
-            if self.active:
-                self._take_gathered(tensor)
+            self._fresh.append(tensor)
 
-    def activate(self, workers_added_up: int) -> None:
+    def activate(self, owner: Any, workers_added_up: int) -> None:
         """From now on momentum is applied here, beginning with what the optimizer has gathered so far; eager.
 
         Args:
+            owner: the optimizer in charge.
             workers_added_up: number of workers whose velocities the reduction adds up, each of which gets its share;
                 1 where it takes their mean.
         """
-        if self.active:
-            return
         self.active = True
         self._workers_added_up = workers_added_up
-        for tensor in self._corrected.values():
-            self._take_gathered(tensor)
+        rate = tf.cast(_rate_or_zero(_rate(owner)), tf.float32) if self._fresh else None
+        for tensor in self._fresh:
+            buffer = _momentum_buffer(owner, tensor.variable)
+            if buffer is None or not tf.reduce_any(buffer != 0):
+                continue
+            # Keras 2 once wrote its last update there also without momentum: with a velocity from a checkpoint, a
+            # buffer restored beside it holds nothing that the velocity lacks.
+            if tensor.started:
+                buffer.assign(tf.zeros_like(buffer))
+            else:
+                tensor.take_momentum(buffer, rate, workers_added_up)
+        self._fresh.clear()
 
-    def buffers(self, tensors: Iterable[Tensor]) -> list[tuple[Tensor, tf.Variable]]:
-        """Those whose momentum is applied here, each with the optimizer's momentum, which is zero unless loaded."""
-        pairs = (
-            (t, _momentum_buffer(self.optimizer, t.variable)) for t in tensors if t.variable.ref() in self._corrected
-        )
-        return [(tensor, buffer) for tensor, buffer in pairs if buffer is not None]
+    def take_loaded(self, owner: Any, tensors: Iterable[Tensor], rate: tf.Tensor) -> list[tf.Tensor]:
+        """Operations in the current graph that go on from momentum which somebody has loaded into the optimizer.
 
-    def _take_gathered(self, tensor: Tensor) -> None:
-        buffer = _momentum_buffer(self.optimizer, tensor.variable)
-        if buffer is None or not tf.reduce_any(buffer != 0):
-            return
-        # Keras 2 once wrote its last update there also without momentum: with a velocity from a checkpoint, a buffer
-        # restored beside it holds nothing that the velocity lacks.
-        if not tensor.started:
-            rate = float(tf.convert_to_tensor(_rate(self.optimizer)))
-            tensor.take_momentum(buffer, rate, self._workers_added_up)
-        buffer.assign(tf.zeros_like(buffer))
+        The optimizer's own momentum of these variables is zero from the first exchange on. Where it is not, it is worth
+        more than the velocity that there was.
+
+        Args:
+            owner: the optimizer in charge.
+            tensors: of the step.
+            rate: of today, float64 ().
+
+        Returns:
+            What comes before the step.
+        """
+        corrected = (tensor for tensor in tensors if tensor.variable.ref() in self._corrected)
+        found = ((tensor, _momentum_buffer(owner, tensor.variable)) for tensor in corrected)
+        pairs = [(tensor, buffer) for tensor, buffer in found if buffer is not None]
+        if not pairs:
+            return []
+        today = tf.cast(rate, tf.float32)
+
+        def look() -> tf.Tensor:
+            for tensor, buffer in pairs:
+                take = functools.partial(tensor.take_momentum, buffer, today, self._workers_added_up)
+                tf.cond(tf.reduce_any(buffer != 0), take, lambda: today)
+            return tf.identity(today)
+
+        replaced = library.horovod_dgc_replaced([buffer.handle for _, buffer in pairs])
+        return [tf.cond(replaced, look, lambda: tf.identity(today))]
 
     def owner(self, holders: Iterable[Any]) -> Any:
         """The optimizer in charge: one on the calling path that Horovod derived from the given one, or that one.
@@ -148,7 +186,7 @@ class Takeover:
             if isinstance(holder, tf.GradientTape):
                 break
             if is_optimizer(holder):
-                self._require_own(holder)
+                self.require_own(holder)
                 break
         derived = (h for h in holders if self._is_derived(h))
         return innermost(next(derived, self.optimizer))
@@ -228,26 +266,26 @@ class Takeover:
     def take_leave(self) -> None:
         """Called when the Compression is gone, or the process ends."""
         if not self.used and self._workers is not None and self._workers > 1:
-            warnings.warn(
+            warn(
                 "a Compression was made and never used: give it to DistributedOptimizer or DistributedGradientTape as "
-                "compression=",
-                stacklevel=2,
+                "compression="
             )
 
     def _say_once(self, message: str) -> None:
         if message not in self._said:
             self._said.add(message)
-            warnings.warn(message, stacklevel=4)
+            warn(message)
 
     def _is_derived(self, holder: Any) -> bool:
         return getattr(type(holder), "_horovod_dgc_takeover", None) is self
 
-    def _require_own(self, optimizer: Any) -> None:
+    def require_own(self, optimizer: Any) -> None:
+        """Raise ValueError unless this is the optimizer that was given, or one that Horovod has derived from it."""
         inner = innermost(getattr(optimizer, "_optimizer", optimizer) if _is_v1(optimizer) else optimizer)
         if inner is not self.optimizer and not self._is_derived(inner):
             raise ValueError(
-                f"Compression was made with another optimizer ({_described(self.optimizer)}) than the one that is "
-                f"distributed ({_described(inner)}): give both the same"
+                f"Compression was made with another optimizer, {_described(self.optimizer)}, than the one that is "
+                f"distributed, {_described(inner)}: give both the same"
             )
 
     def _refuse_v1_momentum(self, wanted: bool) -> None:
@@ -256,6 +294,14 @@ class Takeover:
                 "optimizer must not be a tf.compat.v1.train.MomentumOptimizer, whose momentum cannot be taken over: "
                 "use tf.keras.optimizers.SGD, or a method without momentum correction"
             )
+
+
+def warn(message: str) -> None:
+    """Warn of something in the caller of this package."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("horovod_dgc."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def state_of(optimizer: Any) -> list[Any]:
@@ -424,7 +470,7 @@ def _refuse_wrapped(optimizer: Any) -> None:
 
 
 def _described(optimizer: Any) -> str:
-    return f"{type(optimizer).__name__} {getattr(optimizer, 'name', '')!r} at {id(optimizer):#x}"
+    return f"{type(optimizer).__name__} {getattr(optimizer, 'name', '')!r}"
 
 
 def _is_v1(optimizer: Any) -> bool:

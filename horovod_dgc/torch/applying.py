@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from horovod_dgc.torch.backends import Backend, Reduction
+from horovod_dgc.torch.collectives import explained
 from horovod_dgc.torch.takeover import Takeover, wrapped_kind
 from horovod_dgc.torch.tensors import Tensor, flatten
 
@@ -101,6 +102,8 @@ class Applying:
 
         Horovod makes a class of its own for each optimizer, whose ``step()`` ends in that of its base. Whatever wraps
         ``step()`` itself, as schedulers do, stays as it is.
+
+        A failure of Horovod in ``synchronize()``, where it meets what a rank has done elsewhere, is explained as well.
         """
         kind: Any = wrapped_kind(self._owner)
         applying = self
@@ -109,6 +112,13 @@ class Applying:
             def step(self, closure: Callable[[], Any] | None = None) -> Any:
                 return applying.apply(super().step, closure)
 
+        horovod_synchronize = type(self._owner).synchronize
+
+        def synchronize(owner: Any) -> None:
+            with explained():
+                horovod_synchronize(owner)
+
+        type(self._owner).synchronize = synchronize
         Applied.__name__, Applied.__qualname__, Applied.__module__ = kind.__name__, kind.__qualname__, kind.__module__
         type(self._owner).__bases__ = (Applied,)
 

@@ -13,7 +13,7 @@ from outcomes import Job, Launch, grid, long_grid
 HERE = Path(__file__).parent
 # What is promised for every number of ranks under every launcher.
 EVERYWHERE = ("invariants", "refusals")
-MODULES = ("checkpoint_refusals", "checkpoints", "dense", "models", "options")
+MODULES = ("checkpoint_refusals", "checkpoints", "dense", "models", "options", "scripts")
 # With more steps if long.
 TRAININGS = ("family", "precision")
 # PowerSGD is allreduced, and of three summands an allreduce's rounding depends on what Horovod happens to fuse.
