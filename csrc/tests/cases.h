@@ -67,6 +67,18 @@ bool same_bytes(const Bytes& a, const Others& b) {
   return std::equal(a.begin(), a.end(), b.begin(), b.end());
 }
 
+// The list that an error ends with: "...; allowed: one, another".
+inline std::vector<std::string> allowed(const std::string& message) {
+  std::vector<std::string> names;
+  const std::string before = "allowed: ";
+  std::string rest = message.substr(message.find(before) + before.size());
+  for (size_t comma; (comma = rest.find(", ")) != std::string::npos; rest = rest.substr(comma + 2)) {
+    names.push_back(rest.substr(0, comma));
+  }
+  names.push_back(rest);
+  return names;
+}
+
 struct Named {
   std::string name;
   std::vector<float> values;

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from horovod_dgc import _checks, _core
-from horovod_dgc.coding import Coding
+from horovod_dgc.coding import VALUES, Coding, divided
 
 Outputs = Literal["first", "last"]
 FloatArray = npt.NDArray[np.float32]
@@ -60,9 +60,28 @@ class Plan:
         return self.sent == self.numel
 
     @property
+    def casts(self) -> bool:
+        """Whether every coordinate is sent in one of :data:`~horovod_dgc.coding.VALUES`, so that what comes back is the
+        sum, to rounding."""
+        layout = self.codec.layout
+        return layout is not None and self.every_coordinate and layout.values.name in VALUES and not self.codec.votes
+
+    @property
+    def lossless(self) -> bool:
+        """Whether every coordinate is sent as it is, in float32, so that what comes back is the sum itself."""
+        layout = self.codec.layout
+        return self.casts and layout is not None and layout.values.name == "float32"
+
+    @property
     def summable(self) -> np.dtype[Any] | None:
-        """Type of the numbers of payloads whose sum is the payload of the sum, so that an allreduce can take them."""
-        return None if self.codec.summable is None else np.dtype(self.codec.summable)
+        """Type of the numbers of payloads whose sum is the payload of the sum, so that an allreduce can take them.
+
+        Not float16 where there is a residual: an allreduce adds halves up in halves, so that the sum of finite numbers
+        may be infinite, and is rounded, and no worker can tell what it has lost by that. Such payloads are added up in
+        float32, by those who gather them or as a dense tensor.
+        """
+        summable = None if self.codec.summable is None else np.dtype(self.codec.summable)
+        return None if summable == np.float16 and self.residual else summable
 
     @property
     def opening_nbytes(self) -> int:
@@ -80,8 +99,7 @@ class Plan:
         layout = self.codec.layout
         if layout is None or not self.residual or self.every_coordinate or self.numel < parts:
             return None
-        coding = Coding(layout.values.name, layout.indices.name.replace("_", "-"))
-        return replace(self, codec=coding.divided(self.numel, self.sent, parts))
+        return replace(self, codec=divided(layout, parts))
 
     def whole(self) -> Plan:
         """The same tensor with everything sent as it is: what a lone worker does, which has nobody to send to."""
