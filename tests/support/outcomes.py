@@ -17,7 +17,7 @@ from launch import SUPPORT, Running, command_for
 from rank import STARTED, begins
 
 # Until all ranks have imported what they need, on a busy machine.
-START_SECONDS = 120.0
+START_SECONDS = 240.0
 LONG = (("HOROVOD_DGC_TEST_LENGTH", "long"),)
 # What is shown of the beginning, where the reason is, and of the end, where the ranks say where they are.
 OUTPUT_CHARACTERS = 6000
@@ -113,7 +113,13 @@ class Job:
                 self._look()
 
     def outcome(self, check: str) -> Outcome:
-        """Wait until it is known, and the last one until the job has ended."""
+        """Wait until it is known, and the last one until the job has ended.
+
+        Raises:
+            KeyError: it is none of this job's.
+        """
+        if check not in self._known and check not in self._waiting:
+            raise KeyError(check)
         while check not in self._known or (self._running and not self._waiting):
             self.start()
             self._look()

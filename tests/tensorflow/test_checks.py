@@ -9,7 +9,7 @@ import importlib.metadata
 from pathlib import Path
 
 import pytest
-from outcomes import Job, Launch, grid, long_grid
+from outcomes import LONG, Job, Launch, grid, long_grid
 
 HERE = Path(__file__).parent
 CHECK_SECONDS = 240.0
@@ -30,8 +30,8 @@ if importlib.metadata.version("keras").startswith("3"):
         *grid(("fitting", "models"), launch("horovodrun", 3)),
         *grid(("hierarchy",), launch("nodes", 4, PATIENT)),
         *grid(("one_worker",), launch("mpirun", 1)),
-        # With all of their steps.
-        *long_grid(("family", "precision"), launch("mpirun", 2)),
+        # With all of their steps and combinations.
+        *long_grid(("family", "invariants", "precision"), launch("mpirun", 2)),
         *long_grid(EVERYWHERE, launch("horovodrun", 3)),
         *long_grid(("fitting",), launch("mpirun", 2, LEGACY), prefix="tf_keras-"),
         *long_grid(("dense",), launch("horovodrun", 2, LEGACY), prefix="tf_keras-"),
@@ -40,10 +40,10 @@ if importlib.metadata.version("keras").startswith("3"):
 else:
     # What depends on Keras or on how TensorFlow traces; methods and loss scales of a tape do not.
     CASES = [
-        *grid(("checkpoints", "dense", "elastic", "invariants", "models", "refusals"), launch("mpirun", 2)),
-        *grid(("fitting",), launch("horovodrun", 3)),
-        *grid(("one_worker",), launch("mpirun", 1)),
-        *grid(("one_worker",), launch("horovodrun", 1)),
+        *grid(("checkpoints", "dense", "elastic", "invariants", "models", "refusals"), launch("mpirun", 2, LONG)),
+        *grid(("fitting",), launch("horovodrun", 3, LONG)),
+        *grid(("one_worker",), launch("mpirun", 1, LONG)),
+        *grid(("one_worker",), launch("horovodrun", 1, LONG)),
     ]
 
 
