@@ -147,6 +147,14 @@ class Applying:
 
     def apply(self, step: Callable[..., Any], closure: Callable[[], Any] | None) -> Any:
         """The optimizer's arithmetic, ``step``, on what is to be applied; the groups then hold the user's values."""
+        waiting, self._waiting = self._waiting, None
+        try:
+            return self._apply(step, closure, waiting is not None)
+        except BaseException:
+            self._waiting = waiting
+            raise
+
+    def _apply(self, step: Callable[..., Any], closure: Callable[[], Any] | None, sparsified: bool) -> Any:
         if self._look_for_scaler:
             self._look_for_scaler = False
             if calling_scaler() is not None:
@@ -158,7 +166,7 @@ class Applying:
         unfinished = self._unfinished()
         if unfinished is not None:
             raise RuntimeError(UNSYNCHRONIZED.format(name=unfinished))
-        if self._waiting is not None:
+        if sparsified:
             self._notice_changes()
         unreduced = self._unreduced()
         alone = dict.fromkeys(unreduced) if self._takeover.active else {}
@@ -168,7 +176,6 @@ class Applying:
             # They keep the momentum and weight decay that nobody has applied.
             with _gradients(dict.fromkeys(p for g in self._owner.param_groups for p in g["params"] if p not in alone)):
                 step()
-        self._waiting = None
         for entry in self._tensors:
             entry.applied()
         return result if loss is None else loss
