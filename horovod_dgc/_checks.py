@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection
+import operator
+from collections.abc import Collection, Iterable
 
 
 def in_range(
@@ -30,10 +31,20 @@ def in_range(
 def whole_number(name: str, value: object, low: int, high: int | None = None) -> int:
     """Return ``value`` as int; raise ValueError unless it is a whole number in [low, high] (None: without end)."""
     allowed = f">= {low}" if high is None else f"in [{low}, {high}]"
-    number = int(value.__index__()) if hasattr(value, "__index__") and not isinstance(value, bool) else None
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
     if number is None or number < low or (high is not None and number > high):
         raise ValueError(f"{name} must be a whole number {allowed}, got {value!r}")
     return number
+
+
+def shape(name: str, value: object) -> tuple[int, ...]:
+    """Return ``value`` as a tuple of int; raise ValueError unless it is a sequence of whole numbers >= 0."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise ValueError(f"{name} must be a sequence of whole numbers such as (64, 3, 7, 7), got {value!r}")
+    return tuple(whole_number(f"each number of {name}", extent, 0) for extent in value)
 
 
 def seed(value: object) -> int:
@@ -45,8 +56,9 @@ def one_of(name: str, value: object, allowed: Collection[str]) -> str:
     """Return ``value``; raise ValueError with the nearest match unless it is among ``allowed``."""
     if isinstance(value, str) and value in allowed:
         return value
-    near = difflib.get_close_matches(str(value), allowed, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    lower = {name.lower(): name for name in allowed}
+    near = difflib.get_close_matches(str(value).lower(), lower, n=1)
+    hint = f"; did you mean {lower[near[0]]!r}?" if near else ""
     raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}{hint}")
 
 

@@ -126,6 +126,8 @@ def parse(text: str) -> Method:
     Raises:
         ValueError: as for :func:`method`; or a setting without a value, given twice, or of another type.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"text must describe a method, such as 'dgc:density=0.01', got {text!r}")
     name, colon, rest = text.partition(":")
     known = _settings(METHODS[_checks.one_of("method", name, METHODS)])
     settings: dict[str, object] = {}

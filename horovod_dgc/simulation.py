@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from horovod_dgc.coding import opened_by_quantile
-from horovod_dgc.methods.base import FloatArray, Method, Plan, State
+from horovod_dgc.methods.base import FloatArray, Method, Plan, State, checked
 
 
 def opened(plan: Plan, openings: Sequence[FloatArray | None]) -> list[FloatArray | None]:
@@ -44,6 +44,7 @@ def exchange(
     Raises:
         ValueError: arguments that do not fit; a gradient that is not finite, which a job would skip.
     """
+    checked(method)
     if not grads or len(grads) != len(states):
         raise ValueError(f"grads and states must be as many, and at least 1 each, got {len(grads)} and {len(states)}")
     step, shape, outputs = states[0].step, states[0].shape, states[0].outputs

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from horovod_dgc.methods.base import Method
+from horovod_dgc import _checks
+from horovod_dgc.methods.base import Method, checked
 from horovod_dgc.transport import FLOAT32_NBYTES
 
 
@@ -47,14 +48,23 @@ def traffic(
     Args:
         shapes: one shape per parameter, in any order, or a mapping from names to shapes.
         method: for example ``DGC(density=0.001)``.
-        step: number of the exchange, for a warm-up schedule; None for after it.
+        step: number of the exchange >= 0, for a warm-up schedule; None for after it.
+
+    Raises:
+        ValueError: ``shapes`` holds something else than shapes, or ``method`` or ``step`` is none.
     """
+    checked(method)
+    if step is not None:
+        _checks.whole_number("step", step, 0)
+    if isinstance(shapes, (str, bytes)) or not isinstance(shapes, Iterable):
+        raise ValueError(f"shapes must be shapes such as [(64, 3, 7, 7), (64,)], got {shapes!r}")
     sparse = exempt = dense = 0
     for shape in shapes.values() if isinstance(shapes, Mapping) else shapes:
-        plan = method.plan(shape, step)
+        dimensions = _checks.shape("shape", shape)
+        plan = method.plan(dimensions, step)
         dense += plan.numel * FLOAT32_NBYTES
         nbytes = plan.opening_nbytes + plan.payload_nbytes
-        if len(shape) <= 1:
+        if len(dimensions) <= 1:
             exempt += nbytes
         else:
             sparse += nbytes

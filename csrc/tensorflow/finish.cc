@@ -213,7 +213,7 @@ class FinishOp : public Operation {
       }
       if (state.memory() && message != Message::dense)
         codec.absorb(bytes_of(received), payloads_in(message), state.memory());
-      if (state.has_velocity() && applied(kRate) > 0) *state.rate() = static_cast<float>(applied(kRate));
+      if (moves(state, update) && applied(kRate) > 0) *state.rate() = static_cast<float>(applied(kRate));
     }
     if (result->dtype() != tensorflow::DT_FLOAT) narrow(wide, result);
     count(codec, message, gradient, skipped, nonzero, applied, now() - began, state.counts());
@@ -222,6 +222,10 @@ class FinishOp : public Operation {
  private:
   size_t payloads_in(Message message) const {
     return message == Message::payloads ? static_cast<size_t>(workers_) : 1;
+  }
+
+  static bool moves(const State& state, const Update& update) {
+    return state.has_velocity() && update.velocity_scale != kAtRest;
   }
 
   // Of this rank's range of coordinates.
@@ -251,7 +255,7 @@ class FinishOp : public Operation {
     arrays.grad = data_of(gradient);
     arrays.grad_type = scalar_of(gradient.dtype());
     arrays.residual = state->residual();
-    arrays.velocity = state->velocity();
+    if (moves(*state, update)) arrays.velocity = state->velocity();
     Options options;
     options.threads = settings.threads;
     options.mask_velocity = masking_;

@@ -67,6 +67,9 @@ enum Applied {
   kApplied
 };
 
+// A velocity scale that says that the velocity takes no part in the step.
+constexpr double kAtRest = 0.0;
+
 // What Conclude counts for the whole step, in the int64 vector `progress`.
 enum Progress { kStepsDone, kStepsSkipped, kWait, kLastWait, kProgress };
 

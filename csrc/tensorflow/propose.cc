@@ -67,6 +67,7 @@ class ArithmeticOp : public Operation {
     OP_REQUIRES_OK(context, context->GetAttr("label", &label_));
     OP_REQUIRES_OK(context, context->GetAttr("starts", &starts_));
     OP_REQUIRES_OK(context, context->GetAttr("nesterov", &nesterov_));
+    OP_REQUIRES_OK(context, context->GetAttr("pauses", &pauses_));
   }
 
  protected:
@@ -92,7 +93,7 @@ class ArithmeticOp : public Operation {
           " belongs to a variable of another model: each model and each optimizer needs a "
           "horovod_dgc.tensorflow.Compression of its own");
     State state(context, 7, kept_, plan_);
-    const double unscale = context->input(2).scalar<double>()();
+    double unscale = context->input(2).scalar<double>()();
     double momentum = 0.0;
     double velocity_scale = 1.0;
     if (state.has_velocity()) {
@@ -101,6 +102,8 @@ class ArithmeticOp : public Operation {
       // today's learning rate. Momentum that was gathered at another rate is worth what it was worth then.
       const auto today = static_cast<float>(context->input(4).scalar<double>()());  // as the state keeps it
       if (*state.rate() > 0 && today > 0) velocity_scale = static_cast<double>(*state.rate()) / today;
+      // At rate 0 a gradient is worth nothing, and what has gathered moves on in units of the rate before.
+      if (today == 0) unscale = 0.0;
     }
     const int64_t step = state.counts()[kSteps];
     const auto stage = std::upper_bound(starts_.begin(), starts_.end(), step) - starts_.begin() - 1;
@@ -110,7 +113,9 @@ class ArithmeticOp : public Operation {
     arrays.grad = data_of(gradient);
     arrays.grad_type = scalar_of(gradient.dtype());
     arrays.residual = state.residual();
-    arrays.velocity = state.velocity();
+    const bool moves = state.has_velocity() && !(pauses_ && momentum == 0.0);
+    if (moves) arrays.velocity = state.velocity();
+    if (state.has_velocity() && !moves) velocity_scale = kAtRest;
     const Tensor* agreed = opened ? &context->input(5) : nullptr;
     dgc::Context settings =
         plan_.context_of(step, codec, agreed, &context->input(6), threads_for(context, n));
@@ -126,6 +131,7 @@ class ArithmeticOp : public Operation {
   std::string label_;
   std::vector<int64_t> starts_;
   bool nesterov_ = false;
+  bool pauses_ = false;
 };
 
 #define HOROVOD_DGC_ARITHMETIC(op)                       \
@@ -140,6 +146,7 @@ class ArithmeticOp : public Operation {
       .Attr("number: int")                               \
       .Attr("rank: int")                                 \
       .Attr("nesterov: bool")                            \
+      .Attr("pauses: bool")                              \
       .Input("gradient: T")                              \
       .Input("variable: resource")                       \
       .Input("unscale: double")                          \
@@ -229,6 +236,7 @@ codecs: for each stage, the codec's description. seed, number, rank: what random
 kept: what follows counts in `state`, in this order. counts int64 [2, columns], residual and velocity float32 [numel],
   rate float32 [], the learning rate in whose units the velocity stands, memory float32, the codec's.
 unscale, momentum, rate: factor of the gradient, momentum, and learning rate of this step.
+pauses: a momentum of 0 leaves the velocity as it is; otherwise that clears it.
 opened: what came back from the opening round; without elements where there is none.
 squares: float32 [numel], sums over samples of the squared gradient in unscaled units, for a codec that weighs by
   them; without elements for the squares of the gradient itself.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -57,10 +58,7 @@ def doctor(as_json: bool, time_limit: float) -> None:
       1  something that is installed does not work
     """
     console = Console(stderr=True)
-    if console.is_terminal:
-        with console.status("importing the frameworks"):
-            pieces = probes.examine(seconds=time_limit)
-    else:
+    with console.status("importing the frameworks") if console.is_terminal else contextlib.nullcontext():
         pieces = probes.examine(seconds=time_limit)
     found = diagnosis.diagnose(pieces, probes.here())
     if as_json:

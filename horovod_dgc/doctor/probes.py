@@ -198,6 +198,7 @@ PROCESSES: tuple[tuple[Callable[[], Facts], ...], ...] = (
     (torch, kernels, horovod_torch),
     (tensorflow, operations, horovod_tensorflow),
 )
+NAMES = tuple(tuple(probe.__name__ for probe in process) for process in PROCESSES)
 PIECES: Mapping[str, Callable[[], Facts]] = {probe.__name__: probe for process in PROCESSES for probe in process}
 
 
@@ -279,10 +280,7 @@ def answer(names: Iterable[str]) -> None:
     os._exit(0)
 
 
-def examine(
-    processes: Iterable[Iterable[str]] = tuple(tuple(probe.__name__ for probe in each) for each in PROCESSES),
-    seconds: float = SECONDS,
-) -> dict[str, Piece]:
+def examine(processes: Iterable[Iterable[str]] = NAMES, seconds: float = SECONDS) -> dict[str, Piece]:
     """Look at pieces, those of each process one after another.
 
     Args:

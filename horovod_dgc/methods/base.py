@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal, cast
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from horovod_dgc import _checks, _core
-from horovod_dgc.coding import VALUES, Coding
+from horovod_dgc.coding import VALUES, Coding, divided
 
 Outputs = Literal["first", "last"]
 FloatArray = npt.NDArray[np.float32]
@@ -99,8 +99,7 @@ class Plan:
         layout = self.codec.layout
         if layout is None or not self.residual or self.every_coordinate or self.numel < parts:
             return None
-        coding = Coding(layout.values.name, layout.indices.name.replace("_", "-"))
-        return replace(self, codec=coding.divided(self.numel, self.sent, parts))
+        return replace(self, codec=divided(layout, parts))
 
     def whole(self) -> Plan:
         """The same tensor with everything sent as it is: what a lone worker does, which has nobody to send to."""
@@ -119,6 +118,7 @@ class State:
         velocity: float32, shape (numel,): momentum of this worker's gradient; None without momentum correction.
         memory: float32, one dimension: what the method's codec keeps besides; None if that is nothing.
         step: number of exchanges done, which the density schedule reads.
+        method: name of the class of the method that it belongs to; None if that is not known.
     """
 
     shape: tuple[int, ...]
@@ -127,6 +127,7 @@ class State:
     memory: FloatArray | None = None
     step: int = field(default=0)
     outputs: Outputs = "first"
+    method: str | None = None
 
 
 class Method(ABC):
@@ -194,6 +195,17 @@ class Method(ABC):
         """What the random numbers of one tensor (by its number in the model) in one exchange follow from."""
         return _core.Randomness(self.seed, tensor, step, rank)
 
+    def compress(self, tensor: object) -> tuple[object, object]:
+        """Raise: Horovod calls this where it has been given a method instead of a ``Compression``.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"compression must be a Compression made with the method, such as Compression({type(self).__name__}(), "
+            f"optimizer, model), got the method itself, {self!r}"
+        )
+
     def payload_nbytes(self, shape: int | Sequence[int], step: int | None = None) -> int:
         """Bytes that a worker sends for a tensor in exchange ``step``, besides those of an opening round.
 
@@ -214,6 +226,7 @@ class Method(ABC):
         return State(
             shape=dimensions,
             outputs=outputs,
+            method=type(self).__name__,
             residual=np.zeros(plan.numel, np.float32) if plan.residual else None,
             velocity=np.zeros(plan.numel, np.float32) if plan.momentum == "local" else None,
             memory=np.zeros(plan.codec.memory, np.float32) if plan.codec.memory else None,
@@ -235,15 +248,20 @@ class Method(ABC):
         and :meth:`decode`. Arguments as for :meth:`encode`; changes nothing.
         """
         plan = self.plan(state.shape, state.step, state.outputs)
+        # What encode() takes besides plays no part here.
+        weights = arithmetic.pop("weights", None)
+        for name in ("zero_grad", "squares", "opened"):
+            arithmetic.pop(name, None)
+        update = self._update(grad, state, threads=threads, **arithmetic)
         if not plan.codec.opening[0]:
             return None
         _, opening = _core.open(
             plan.codec,
-            self._update(grad, state, threads=threads, **arithmetic),
+            update,
             grad,
             state.residual,
             state.velocity,
-            arithmetic.get("weights"),
+            weights,
             randomness=self.randomness(tensor, state.step, rank),
             memory=state.memory,
             threads=threads,
@@ -278,7 +296,7 @@ class Method(ABC):
             weight_decay: added as ``weight_decay * weights`` before momentum.
             weights: like ``grad``; needed if ``weight_decay`` is not zero.
             unscale: factor that the gradient is multiplied by first (the inverse of a loss scale).
-            workers: number of workers N; local clipping uses ``clip_norm * sqrt(N)``.
+            workers: number of workers N >= 1; local clipping uses ``clip_norm * sqrt(N)``.
             zero_grad: also leave ``grad`` zeroed.
             tensor, rank: numbers of the tensor in the model and of this worker, for random numbers.
             opened: float32: what the opening round came to, for a method that has one.
@@ -291,7 +309,7 @@ class Method(ABC):
             that decodes to NaN, so that every worker sees it.
 
         Raises:
-            ValueError: shapes or dtypes that do not fit, or an option out of range.
+            ValueError: shapes or dtypes that do not fit, a state of another method, or an option out of range.
         """
         update = self._update(
             grad,
@@ -352,6 +370,7 @@ class Method(ABC):
         Raises:
             ValueError: payloads of another length, or malformed bytes; ``out`` is then unchanged.
         """
+        _checks.in_range("scale", scale, -math.inf, math.inf, low_open=True, high_open=True)
         plan = self.plan(_shape(out.size if shape is None else shape), step, outputs)
         payloads = np.asarray(payloads)
         if payloads.ndim not in (1, 2) or payloads.shape[-1] != plan.payload_nbytes:
@@ -382,6 +401,14 @@ class Method(ABC):
         workers: int = 1,
         threads: int = 1,
     ) -> _core.Update:
+        _checks.whole_number("workers", workers, 1)
+        if not isinstance(state, State):
+            raise ValueError(f"state must be one that {type(self).__name__}.init() has made, got {state!r}")
+        if state.method not in (None, type(self).__name__):
+            raise ValueError(
+                f"state must be one that {type(self).__name__}.init() has made, got one of {state.method}: they do not "
+                "keep the same"
+            )
         if momentum and state.velocity is None:
             raise ValueError(
                 f"momentum must be 0 for a method without momentum correction, got {momentum!r}: "
@@ -400,14 +427,16 @@ class Method(ABC):
 
 
 def _shape(given: int | Sequence[int]) -> tuple[int, ...]:
-    if isinstance(given, Sequence):
-        return tuple(_checks.whole_number("shape", extent, 0) for extent in given)
+    if isinstance(given, Iterable):
+        return _checks.shape("shape", given)
     # Two dimensions: a flat array given to the NumPy interface stands for a tensor to be compressed.
     return (1, _checks.whole_number("numel", given, 0))
 
 
 def checked(method: object) -> Method:
     """Return ``method``; raise ValueError unless it is one."""
+    if isinstance(method, type) and issubclass(method, Method):
+        raise ValueError(f"method must be a method and not its class: write {method.__name__}(), got {method!r}")
     if not isinstance(method, Method):
         raise ValueError(f"method must be a horovod_dgc method such as DGC(density=0.001), got {method!r}")
     return method

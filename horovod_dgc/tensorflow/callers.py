@@ -44,6 +44,12 @@ class Call:
         """Number of workers among which this one exchanges; 1 if it takes no part."""
         return int(self.process_set.size()) if self.process_set.included() else 1
 
+    @property
+    def eager(self) -> bool:
+        """Whether the reducer's own graph is the only one: what comes before and after it runs eagerly."""
+        graph = self.gradients[self.position].graph
+        return str(graph.name) == "allreduce_grads" and not hasattr(graph.outer_graph, "outer_graph")
+
 
 def find(tensor: tf.Tensor) -> Call:
     """Read the frames above ``compress(tensor)``.

@@ -41,9 +41,11 @@ def save_checkpoint(folder: str | os.PathLike[str], compression: Compression, *,
         The number of exchanges done, which :func:`load_checkpoint` returns as well.
 
     Raises:
+        ValueError: the model has no variables yet.
         CheckpointError: on every rank, if one cannot write or holds the state of another step.
         RuntimeError: some rank did not call this within ``agreement_timeout`` seconds.
     """
+    compression._graphs.model.require("save_checkpoint()")
     progress = by_name(PROGRESS, compression.progress.numpy())
     exchanges, skipped = progress["steps"], progress["skipped"]
     common = {
@@ -91,12 +93,13 @@ def load_checkpoint(
         The number of exchanges done when it was saved.
 
     Raises:
-        ValueError: ``resize`` is neither.
+        ValueError: ``resize`` is neither, or the model has no variables yet.
         CheckpointError: on every rank, if on one the checkpoint is missing, damaged, of another version or does not
             fit; no rank's state has changed.
         RuntimeError: some rank did not call this within ``agreement_timeout`` seconds.
     """
     _checks.one_of("resize", resize, ("sum", "drop"))
+    compression._graphs.model.require("load_checkpoint()")
     group = _group(compression, process_set, "call load_checkpoint()")
     found: list[tuple[dict[str, Any], dict[str, np.ndarray]]] = []
 
@@ -179,7 +182,7 @@ def _fitted(
         )
     dropping = alone or (drop and workers != saved)
     sources = resize.sources(position, workers, saved)
-    shards = {source: files.Shard(manifest, source) for source in {*sources, 0}}
+    shards = {source: files.Shard(manifest, source) for source in sources}
     factor = resize.factor(manifest.state["reduction"], workers, saved)
     lost = dict.fromkeys(FIELDS, 0.0)
     arrays = {}

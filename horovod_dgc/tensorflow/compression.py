@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -19,14 +20,13 @@ from horovod_dgc.stats import Stats, TensorStats
 from horovod_dgc.tensorflow import callers
 from horovod_dgc.tensorflow.callers import Call
 from horovod_dgc.tensorflow.collectives import gather_bytes
+from horovod_dgc.tensorflow.model import Model
 from horovod_dgc.tensorflow.moments import SecondMoments
 from horovod_dgc.tensorflow.operations import PROGRESS
 from horovod_dgc.tensorflow.step import Exchange, Step
-from horovod_dgc.tensorflow.takeover import KERAS_3, Takeover, is_optimizer, loss_scale, raw
+from horovod_dgc.tensorflow.takeover import KERAS_3, Takeover, is_optimizer, loss_scale
 from horovod_dgc.tensorflow.tensors import Tensor, by_name
 from horovod_dgc.transport import Transport, forced
-
-DTYPES = (tf.float32, tf.float64, tf.float16, tf.bfloat16)
 
 # What says whether the gradients of a step are finite.
 FLAG_NBYTES = 4
@@ -50,7 +50,8 @@ class Compression(tf.Module):  # type: ignore[misc]
         optimizer: the optimizer that applies the gradients, before Horovod wraps it: of ``tf.keras.optimizers``
             (also a ``LossScaleOptimizer``) or ``tf.compat.v1.train``. Of Keras's SGD, momentum and Nesterov
             momentum are applied here, before compression.
-        variables: the model's trainable variables, after the model is built; in the same order on all ranks.
+        variables: the model, whose trainable variables are read when they are first needed, and again where it has got
+            more; or the variables themselves, after the model is built. In the same order on all ranks.
         second_moments: of the model's gradients, for methods that weigh by them, such as ``VarianceBased``; None for
             the squares of each step's gradient, which counts as one sample.
         transport: "auto" picks for each tensor the cheaper of gathered payloads and a dense allreduce of the masked
@@ -74,7 +75,7 @@ class Compression(tf.Module):  # type: ignore[misc]
         self,
         method: Method,
         optimizer: Any,
-        variables: Iterable[Any],
+        variables: Any,
         *,
         second_moments: SecondMoments | None = None,
         transport: str = "auto",
@@ -83,7 +84,8 @@ class Compression(tf.Module):  # type: ignore[misc]
         check_sync: int = 0,
     ) -> None:
         checked(method)
-        if method.stages() is None:
+        stages = method.stages()
+        if stages is None:
             raise ValueError(
                 f"method must have a density schedule that is known beforehand, such as Warmup(...), got {method!r}: "
                 "TensorFlow's graph asks no Python code at run time"
@@ -95,32 +97,39 @@ class Compression(tf.Module):  # type: ignore[misc]
         nodes = hierarchy(hierarchical, hvd)
         if nodes is not None and second_moments is not None:
             raise ValueError("second_moments are those of single workers: they do not go with hierarchical")
+        wanted = forced(transport)
+        timeout = _checks.in_range("agreement_timeout", agreement_timeout, 0, math.inf, low_open=True)
+        every = _checks.whole_number("check_sync", check_sync, 0)
         super().__init__(name="compression")
-        given = list(variables)
-        names = _name(given)
         takeover = Takeover(optimizer, wanted=method.corrects_momentum)
-        tensors = []
-        for position, (name, variable) in enumerate(names.items()):
+
+        def make(position: int, name: str, variable: tf.Variable) -> Tensor:
             part = None if nodes is None else nodes.part(variable.shape, "last")
-            plan = method.plan(variable.shape if part is None else part.shape, outputs="last")
-            corrected = takeover.momentum and plan.momentum == "local"
-            tensors.append(Tensor(position, name, variable, plan, corrected, part))
-        takeover.attach(tensors, {i: [known, raw(known)] for i, known in enumerate(given)})
-        self.tensors = tensors
-        with tf.device("CPU:0"):
+            shape = variable.shape if part is None else part.shape
+            plans = [method.plan(shape, step, "last") for step in (*stages, None)]
+            tensor = Tensor(position, name, variable, plans[-1], takeover.corrects(plans), part)
+            takeover.attach(tensor)
+            return tensor
+
+        # Read again: what is kept in a module becomes a list that checkpoints follow.
+        self.tensors: list[Tensor] = []
+        with tf.init_scope(), tf.device("CPU:0"):
             self.progress = tf.Variable(tf.zeros(len(PROGRESS), tf.int64), trainable=False, name="progress")
         self._graphs = Graphs(
             method=method,
             optimizer=optimizer,
             takeover=takeover,
-            tensors=tensors,
+            model=Model(variables, make, self.tensors),
+            tensors=self.tensors,
             progress=self.progress,
             second_moments=second_moments,
-            transport=forced(transport),
-            timeout=_checks.in_range("agreement_timeout", agreement_timeout, 0, math.inf, low_open=True),
-            check_sync=_checks.whole_number("check_sync", check_sync, 0),
+            transport=wanted,
+            timeout=timeout,
+            check_sync=every,
             hierarchy=nodes,
         )
+        takeover.derive()
+        weakref.finalize(self, takeover.take_leave)
 
     # What follows chooses operations in Python alone; left to AutoGraph, tracing takes several times as long.
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
@@ -143,6 +152,10 @@ class Compression(tf.Module):  # type: ignore[misc]
         """Called by ``DistributedOptimizer`` with the gradients of one of several backward passes of a step."""
         if self._graphs.second_moments is not None:
             self._graphs.second_moments.count_pass(variables, gradients)
+
+    def require_own(self, optimizer: Any) -> None:
+        """Called by ``DistributedOptimizer``: raise ValueError unless this was made with the optimizer."""
+        self._graphs.require_own(optimizer)
 
     def stats(self) -> Stats:
         """Counts since the start on this rank: in total, of the last step, and per variable; eager.
@@ -167,6 +180,7 @@ class Graphs:
         method: Method,
         optimizer: Any,
         takeover: Takeover,
+        model: Model,
         tensors: list[Tensor],
         progress: tf.Variable,
         second_moments: SecondMoments | None,
@@ -181,15 +195,16 @@ class Graphs:
         self._nodes: tuple[Members, Members] | None = None
         self._optimizer = optimizer
         self._takeover = takeover
-        self._by_variable = {id(tensor.variable): tensor for tensor in tensors}
-        self._model = [tensor for tensor in tensors if tensor.numel]
+        self.model = model
+        self._tensors = tensors
         self._progress = progress
         self.second_moments = second_moments
         self._transport = transport
         self.timeout = timeout
         self._check_sync = check_sync
         self._ordinal = next(_ordinals)
-        self._one = tf.Variable([1.0], trainable=False, name="one")
+        with tf.init_scope(), tf.device("CPU:0"):
+            self._one = tf.Variable(tf.ones(1, tf.float32), trainable=False, name="one")
         self._agreed: set[Any] = set()
         self._call: Call | None = None
         self._step: Step | None = None
@@ -204,11 +219,15 @@ class Graphs:
         self._agreed.clear()
         self._call = self._step = None
 
+    def require_own(self, optimizer: Any) -> None:
+        self._takeover.require_own(optimizer)
+
     def exchange(self, call: Call) -> Exchange | None:
         """The exchange of the call's gradient, made together with those of all the other gradients of the call.
 
         None where there is nobody to exchange with: Horovod traces the call all the same, and never runs it.
         """
+        self._takeover.used = True
         if call.workers == 1:
             return None
         if self._call is None or self._call.gradients is not call.gradients:
@@ -219,8 +238,11 @@ class Graphs:
 
     def _trace(self, call: Call) -> Step:
         _checks.reduction(call.op, (hvd.Average, hvd.Sum))
-        exchanged = self._exchanged(call)
         owner = self._takeover.owner(call.holders)
+        if not all(self.model.knows(v) for v in call.variables) and self.model.read():
+            # More variables than all ranks have agreed upon.
+            self._agreed.clear()
+        exchanged = self._exchanged(call)
         key = call.process_set.process_set_id
         if key not in self._agreed:
             with tf.init_scope():
@@ -230,32 +252,36 @@ class Graphs:
                 with tf.init_scope():
                     self._nodes = self.hierarchy.members(call.process_set)
             self._agreed.add(key)
-        with tf.init_scope():
-            self._takeover.activate(call.workers if call.op == hvd.Sum else 1)
         self.reduction = "sum" if call.op == hvd.Sum else "average"
         starts = self.method.stages()
         assert starts is not None
         # Horovod calls from inside a tf.cond for each variable. A step is about all of them: its operations belong
         # beside the gradients, in the graph around those.
         with call.gradients[call.position].graph.as_default(), tf.device("CPU:0"), tf.name_scope("horovod_dgc"):
-            return Step(
-                method=self.method,
-                call=call,
-                exchanged=exchanged,
-                hyperparameters=self._takeover.hyperparameters(owner),
-                nesterov=self._takeover.nesterov,
-                loss_scale=loss_scale([*call.holders, self._optimizer]),
-                second_moments=self.second_moments,
-                averaged_passes=next((h.averaged_passes for h in call.holders if hasattr(h, "averaged_passes")), 1),
-                transport=self._transport,
-                ordinal=self._ordinal,
-                one=self._one,
-                progress=self._progress,
-                starts=list(starts),
-                model=self._model,
-                check_sync=self._check_sync,
-                nodes=self._nodes,
-            )
+            scale = loss_scale([*call.holders, self._optimizer])
+            hyperparameters = self._takeover.hyperparameters(owner, eager=call.eager)
+            self._takeover.loss_scaled = scale is not None
+            with tf.init_scope():
+                self._takeover.activate(owner, call.workers if call.op == hvd.Sum else 1)
+            loaded = self._takeover.take_loaded(owner, exchanged.values(), hyperparameters.rate)
+            with tf.control_dependencies(loaded):
+                return Step(
+                    method=self.method,
+                    call=call,
+                    exchanged=exchanged,
+                    hyperparameters=hyperparameters,
+                    loss_scale=tf.ones((), tf.float64) if scale is None else scale,
+                    second_moments=self.second_moments,
+                    averaged_passes=next((h.averaged_passes for h in call.holders if hasattr(h, "averaged_passes")), 1),
+                    transport=self._transport,
+                    ordinal=self._ordinal,
+                    one=self._one,
+                    progress=self._progress,
+                    starts=list(starts),
+                    model=[tensor for tensor in self._tensors if tensor.numel],
+                    check_sync=self._check_sync,
+                    nodes=self._nodes,
+                )
 
     @property
     def local_size(self) -> int:
@@ -268,19 +294,16 @@ class Graphs:
         for position, (gradient, variable) in enumerate(zip(call.gradients, call.variables)):
             if gradient is None or isinstance(gradient, tf.IndexedSlices):
                 continue
-            tensor = self._by_variable.get(id(raw(variable)))
-            if tensor is None:
-                raise ValueError(
-                    f"a gradient belongs to variable {variable.name!r} of shape {tuple(variable.shape)}, which this "
-                    "Compression does not know: give it all trainable variables of the model"
-                )
+            tensor = self.model.find(variable)
             if tensor.numel:
                 exchanged[position] = tensor
         return exchanged
 
     def _agree(self, call: Call, exchanged: dict[int, Tensor]) -> None:
         lines = [
-            f"horovod_dgc {horovod_dgc.__version__}, compression number {self._ordinal}",
+            f"horovod_dgc {horovod_dgc.__version__}",
+            # Horovod's own names follow the order of a graph's operations, so nobody could do without this.
+            f"compression number {self._ordinal}: all ranks make, and come to, theirs in the same order",
             f"method {self.method.configuration()}",
             f"transport {self._transport or 'auto'}, Keras {3 if KERAS_3 else 2}, check_sync {self._check_sync}",
             f"optimizer {type(self._takeover.optimizer).__name__}, momentum corrected: {self._takeover.momentum}",
@@ -304,30 +327,7 @@ class Graphs:
 def _total(parts: list[TensorStats], steps: int, skipped: int, wait: int) -> TensorStats:
     total = TensorStats(steps=steps, skipped=skipped, wait=wait / 1e9, control=FLAG_NBYTES * (steps + skipped))
     for part in parts:
-        for name in ("sent", "control", "inside", "dense", "nonzero", "elements", "encode", "decode"):
+        for name in ("sent", "control", "inside", "dense", "nonzero", "elements", "overflow", "encode", "decode"):
             setattr(total, name, getattr(total, name) + getattr(part, name))
     total.residual_norm = math.sqrt(sum(part.residual_norm**2 for part in parts))
     return total
-
-
-def _name(variables: list[Any]) -> dict[str, tf.Variable]:
-    """Name of each variable, checked."""
-    if not variables:
-        raise ValueError("variables must not be empty: build the model first, then give its trainable_variables")
-    names: dict[str, tf.Variable] = {}
-    seen = set()
-    for position, given in enumerate(variables):
-        variable = raw(given)
-        if not isinstance(variable, tf.Variable):
-            raise ValueError(f"variables must hold variables of TensorFlow or Keras, got {given!r}")
-        if id(variable) in seen:
-            raise ValueError(f"variables must be distinct, got {given.name!r} twice")
-        seen.add(id(variable))
-        if variable.dtype not in DTYPES:
-            allowed = ", ".join(dtype.name for dtype in DTYPES)
-            raise ValueError(
-                f"variable {given.name!r} must have one of the dtypes {allowed}, got {variable.dtype.name}"
-            )
-        name = getattr(given, "path", None) or variable.name
-        names[name if name not in names else f"{name} ({position})"] = variable
-    return names

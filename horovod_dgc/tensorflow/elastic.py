@@ -49,7 +49,7 @@ class TensorFlowState(ObjectState):  # type: ignore[misc]
         objects: by name; rank 0's are everybody's.
 
     Raises:
-        ValueError: ``compression`` is not a Compression, or is hierarchical.
+        ValueError: ``compression`` is not a Compression, is hierarchical, or its model has no variables yet.
     """
 
     def __init__(self, variables: Sequence[Any], *, compression: Compression, **objects: Any) -> None:
@@ -57,6 +57,7 @@ class TensorFlowState(ObjectState):  # type: ignore[misc]
             raise ValueError(f"compression must be a Compression of horovod_dgc.tensorflow, got {compression!r}")
         if compression._graphs.hierarchy is not None:
             raise ValueError("hierarchical does not go with elastic jobs, whose nodes may come and go in part")
+        compression._graphs.model.require("an elastic state is made")
         self.compression = compression
         self._variables = [raw(variable) for variable in variables]
         self._membership = Membership()

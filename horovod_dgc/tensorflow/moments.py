@@ -60,10 +60,10 @@ class SecondMoments:
             )
         if not model.built:
             raise ValueError(f"model must be built, so that it has weights: {model.name!r} is not")
-        weights = {id(raw(v)): raw(v) for v in model.trainable_variables if len(v.shape) > 1}
+        weights = {raw(v).ref(): raw(v) for v in model.trainable_variables if len(v.shape) > 1}
         if not self._per_pass:
             layers = list(model._flatten_layers())
-            observed = {id(raw(_weight(layer))): layer for layer in layers if type(layer) in _kinds() and layer.built}
+            observed = {raw(_weight(layer)).ref(): layer for layer in layers if type(layer) in _kinds() and layer.built}
             _refuse({key for key in weights if key not in observed}, layers)
         self._sums = {key: _Sum(math.prod(variable.shape)) for key, variable in weights.items()}
         if not self._per_pass:
@@ -75,7 +75,7 @@ class SecondMoments:
 
         In a graph, an operation that belongs after the weight's gradient. Without elements if nothing has been seen.
         """
-        known = self._sums.get(id(raw(variable)))
+        known = self._sums.get(raw(variable).ref())
         return None if known is None else known.take()
 
     def count_pass(self, variables: Sequence[Any], gradients: Sequence[Any]) -> None:
@@ -83,7 +83,7 @@ class SecondMoments:
         if not self._per_pass:
             return
         for variable, gradient in zip(variables, gradients):
-            total = self._sums.get(id(raw(variable)))
+            total = self._sums.get(raw(variable).ref())
             if gradient is not None and total is not None:
                 total.add(tf.square(tf.cast(tf.convert_to_tensor(gradient), tf.float32)), total.handles())
 
@@ -135,14 +135,14 @@ def _after(*operations: Any) -> Any:
     return tf.control_dependencies([operation for operation in operations if operation is not None])
 
 
-def _refuse(others: set[int], layers: list[Any]) -> None:
+def _refuse(others: set[Any], layers: list[Any]) -> None:
     """Name these weights, if there are any, and the kind of layer that each belongs to."""
     names = {}
     # The innermost comes last: what holds a layer holds its weights, too.
     for layer in layers:
         for weight in layer.trainable_variables:
-            if id(raw(weight)) in others:
-                names[id(raw(weight))] = f"{getattr(weight, 'path', weight.name)} ({type(layer).__name__})"
+            if raw(weight).ref() in others:
+                names[raw(weight).ref()] = f"{getattr(weight, 'path', weight.name)} ({type(layer).__name__})"
     if names:
         remedy = 'samples must be "micro-batches" for this model' if KERAS_3 else "model must have no other weights"
         raise ValueError(f"{remedy}: {', '.join(sorted(names.values()))} belong to no {KINDS}")

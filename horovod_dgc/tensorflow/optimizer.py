@@ -9,6 +9,7 @@ import horovod.tensorflow as hvd
 import tensorflow as tf
 
 from horovod_dgc import _checks
+from horovod_dgc.methods.base import Method
 from horovod_dgc.tensorflow import callers
 from horovod_dgc.tensorflow.compression import Compression
 from horovod_dgc.tensorflow.takeover import KERAS_3, become, innermost, raw
@@ -65,6 +66,7 @@ def DistributedOptimizer(
         "process_set": process_set,
         "scale_local_gradients": scale_local_gradients,
     }
+    _check_compression(options["compression"], optimizer)
     if not KERAS_3:
         import horovod.tensorflow.keras as hvd_keras
 
@@ -96,6 +98,24 @@ def _check(optimizer: Any, options: dict[str, Any]) -> None:
         _checks.whole_number("groups", groups, 1)
 
 
+def _check_compression(compression: Any, optimizer: Any) -> None:
+    if isinstance(compression, (Method, str)) or (
+        isinstance(compression, type) and issubclass(compression, (Method, Compression))
+    ):
+        raise ValueError(
+            "compression must be a Compression made with this optimizer, such as Compression(DGC(density=0.001), "
+            f"optimizer, model), or one of hvd.Compression, got {compression!r}"
+        )
+    takeover = getattr(type(innermost(optimizer)), "_horovod_dgc_takeover", None)
+    if isinstance(compression, Compression):
+        compression.require_own(optimizer)
+    elif takeover is not None:
+        raise ValueError(
+            f"optimizer belongs to a Compression, and compression={compression!r} is not that: write "
+            "DistributedOptimizer(optimizer, compression=compression)"
+        )
+
+
 class _Reducer:
     """What a distributed optimizer knows of Horovod."""
 
@@ -103,10 +123,10 @@ class _Reducer:
         self.passes: int = options["backward_passes_per_step"]
         self.average_passes: bool = options["average_aggregated_gradients"]
         self.sparse_as_dense: bool = options["sparse_as_dense"]
-        self.local: set[int] = set()
+        self.local: set[Any] = set()
         self.counter: tf.Variable | None = None
         self._sums: list[tf.Variable] = []
-        self._summed: list[int] = []
+        self._summed: list[Any] = []
         self._name = options["name"] or f"Distributed{name}"
         self._options = options
 
@@ -133,7 +153,7 @@ class _Reducer:
             groups,
             options["process_set"],
         )
-        wanted = [i for i, variable in enumerate(variables) if id(raw(variable)) not in self.local]
+        wanted = [i for i, variable in enumerate(variables) if raw(variable).ref() not in self.local]
         result = list(gradients)
         for i, gradient in zip(wanted, allreduce([gradients[i] for i in wanted], [raw(variables[i]) for i in wanted])):
             result[i] = gradient
@@ -145,7 +165,7 @@ class _Reducer:
 
     def accumulate(self, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
         """Add one backward pass."""
-        identities = [id(raw(variable)) for variable in variables]
+        identities = [raw(variable).ref() for variable in variables]
         if self.counter is None:
             self._summed = identities
             with tf.init_scope():
@@ -182,7 +202,7 @@ class _Distributed:
 
     def register_local_var(self, var: Any) -> None:
         """From now on ``var`` belongs to this worker alone: its gradient is not reduced."""
-        self._horovod_dgc_reducer.local.add(id(raw(var)))
+        self._horovod_dgc_reducer.local.add(raw(var).ref())
 
     def apply(self: Any, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         if any(getattr(caller, "inner_optimizer", None) is self for caller in callers.holders()):

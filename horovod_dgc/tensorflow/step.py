@@ -80,9 +80,10 @@ class Exchange:
             "starts": self._step.starts,
             "kept": self._tensor.kept,
             "nesterov": self._step.nesterov,
+            "pauses": self._step.pauses,
             **self._coding,
         }
-        self._opened = tf.zeros(0)
+        self._opened = tf.zeros(0, tf.float32)
         self._squares = self._second_moments(unscale)
         count, reduction = self.codec.opening
         if count:
@@ -116,7 +117,7 @@ class Exchange:
             sample_ratio=self._plans[0].sample_ratio,
             **self._arithmetic,
         )
-        self._returned = tf.zeros(0)
+        self._returned = tf.zeros(0, tf.float32)
         if self.carried:
             self.outgoing = self._summand(self._messages[0])
         else:
@@ -140,7 +141,7 @@ class Exchange:
             self._stage,
             self.applied,
             self._step.skipped,
-            tf.ones(1) if self.carried else reduced,
+            tf.ones(1, tf.float32) if self.carried else reduced,
             self._step.loss_scale,
             self._opened,
             self._squares,
@@ -165,7 +166,7 @@ class Exchange:
         with tf.control_dependencies([self._gradient]):
             moments = None if source is None else source.take(self._tensor.variable)
         if moments is None or not self.codec.wants_squares:
-            return tf.zeros(0)
+            return tf.zeros(0, tf.float32)
         return moments * tf.cast((unscale / self._step.averaged_passes) ** 2, tf.float32)
 
     def _send(self) -> tuple[tf.Tensor, tf.Tensor]:
@@ -186,12 +187,12 @@ class Exchange:
         name = f"{kind}_{message}_{self._step.ordinal}_{self._tensor.position}"
         options = {"ignore_name_scope": True, "process_set": self._members.process_set}
         if message == "payloads":
-            return hvd.allgather(self.payload, name=name, **options), tf.zeros(0)
+            return hvd.allgather(self.payload, name=name, **options), tf.zeros(0, tf.float32)
         if message == "ranges":
             parts = hvd.alltoall(self.payload, name=f"{name}_parts", **options)
             part, returned = library.horovod_dgc_reduce(parts, self._stage, **self._coding)
             return hvd.allgather(part, name=name, **options), returned
-        return _bytes(hvd.allreduce(self._summand(message), op=hvd.Sum, name=name, **options)), tf.zeros(0)
+        return _bytes(hvd.allreduce(self._summand(message), op=hvd.Sum, name=name, **options)), tf.zeros(0, tf.float32)
 
     def _summand(self, message: Message) -> tf.Tensor:
         """The payload in a form that can be summed."""
@@ -249,7 +250,6 @@ class Step:
         call: Call,
         exchanged: dict[int, Tensor],
         hyperparameters: Hyperparameters,
-        nesterov: bool,
         loss_scale: tf.Tensor,
         second_moments: SecondMoments | None,
         averaged_passes: int,
@@ -264,7 +264,8 @@ class Step:
     ) -> None:
         self.method = method
         self.call = call
-        self.nesterov = nesterov
+        self.nesterov = hyperparameters.nesterov
+        self.pauses = hyperparameters.pauses
         self.loss_scale = loss_scale
         self.second_moments = second_moments
         self.averaged_passes = averaged_passes

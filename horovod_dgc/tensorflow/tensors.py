@@ -56,7 +56,7 @@ class Tensor(tf.Module):  # type: ignore[misc]
             self.memory = _zeros(plan.codec.memory, "memory") if plan.codec.memory else None
             self.counts = tf.Variable(tf.zeros((2, len(COUNTS)), tf.int64), trainable=False, name="counts")
             self.velocity = _zeros(self.numel, "velocity") if corrected else None
-            self.rate = tf.Variable(0.0, trainable=False, name="rate") if corrected else None
+            self.rate = tf.Variable(tf.zeros((), tf.float32), trainable=False, name="rate") if corrected else None
             self.identity = int(library.horovod_dgc_identity(variable.handle))
 
     @property
@@ -92,15 +92,24 @@ class Tensor(tf.Module):  # type: ignore[misc]
         """Resource handles of the counts and of what is kept."""
         return [self.counts.handle, *(getattr(self, name).handle for name in self.kept)]
 
-    def take_momentum(self, buffer: tf.Variable, rate: float, workers: int) -> None:
-        """Go on from a Keras optimizer's momentum, minus the learning rate times the sum of ``workers`` velocities."""
+    def take_momentum(self, buffer: tf.Variable, rate: tf.Tensor, workers: int) -> tf.Tensor:
+        """Go on from a Keras optimizer's momentum, minus the learning rate times the sum of ``workers`` velocities.
+
+        Args:
+            buffer: of the optimizer; zero afterwards.
+            rate: of today, float32 (). Where it is zero, the units stay what they are, or become 1.
+
+        Returns:
+            A tensor that is there when all is done.
+        """
         assert self.velocity is not None and self.rate is not None
-        if rate > 0:
-            flat = tf.reshape(tf.cast(buffer, tf.float32), [-1])
-            own = flat if self.part is None else flat[self.part.start : self.part.stop]
-            self.velocity.assign(own / (-rate * workers))
-            self.rate.assign(rate)
+        units = tf.where(rate > 0, rate, tf.where(self.rate > 0, self.rate, tf.ones_like(rate)))
+        flat = tf.reshape(tf.cast(buffer, tf.float32), [-1])
+        own = flat if self.part is None else flat[self.part.start : self.part.stop]
+        self.velocity.assign(own / (-units * workers))
+        self.rate.assign(units)
         buffer.assign(tf.zeros_like(buffer))
+        return tf.identity(units)
 
     def measured(self) -> tuple[TensorStats, TensorStats]:
         """Counts in total, with the residual's norm as it stands, and of the latest step."""
@@ -150,4 +159,4 @@ class _Untracked:
 
 
 def _zeros(count: int, name: str) -> tf.Variable:
-    return tf.Variable(tf.zeros(count), trainable=False, name=name)
+    return tf.Variable(tf.zeros(count, tf.float32), trainable=False, name=name)

@@ -39,7 +39,7 @@ class Launch:
     launcher: str
     ranks: int
     environment: tuple[tuple[str, str], ...] = ()
-    seconds: float = 120.0
+    seconds: float = 180.0
     grace: float = 30.0
 
     def __str__(self) -> str:

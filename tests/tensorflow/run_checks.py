@@ -16,6 +16,8 @@ from horovod_dgc.tensorflow.collectives import gather_bytes
 
 def gather(value: Any, name: str) -> list[Any]:
     everybody = hvd.global_process_set
+    # TensorFlow takes no colons in names.
+    name = name.replace("::", ".")
     texts = agreement.texts(
         json.dumps(value), hvd.size(), lambda data, label: gather_bytes(data, label, everybody, 60), name
     )

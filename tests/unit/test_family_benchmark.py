@@ -17,7 +17,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from support import family_report, simulated, tasks
 from support.contenders import DENSE, all_of_them
 
-from horovod_dgc import DGC, METHODS
+from horovod_dgc import DGC, METHODS, registry
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 # Under a name of its own: the tests' helpers have a module "family", too.
@@ -84,12 +84,12 @@ def test_a_page_for_every_method_in_the_overview() -> None:
     assert {page.stem for page in PAGES.glob("*.md")} == {*METHODS, "README"}
 
 
-def test_the_example_of_a_new_method_works(tmp_path: Path) -> None:
-    """The first Python block of the overview's section on new methods."""
+def test_the_example_of_a_new_method_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python of the overview's section on new methods."""
+    monkeypatch.setattr(registry, "METHODS", dict(METHODS))
     section = (PAGES / "README.md").read_text().split("## A method of your own")[1]
-    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)
-    assert code is not None
     example = tmp_path / "example.py"
-    example.write_text(code[1])
-    result = runpy.run_path(str(example))["result"]
-    assert isinstance(result, np.ndarray) and np.count_nonzero(result)
+    example.write_text("\n".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL)))
+    names = runpy.run_path(str(example))
+    assert names["method"] == registry.parse("sparse-signs:density=0.02") == names["SparseSigns"](0.02)
+    assert isinstance(names["result"], np.ndarray) and np.count_nonzero(names["result"])
