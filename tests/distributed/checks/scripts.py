@@ -286,6 +286,12 @@ def check_subclasses_of_sgd() -> None:
     with said():
         same_as_dense(plain, lambda model: Renamed(model.parameters(), **MOMENTUM))
     model = small_model()
+    with raises(ValueError, "optimizer must be the one", "has wrapped", "first"):
+        wrapped = distribute(model, torch.optim.SGD(model.parameters(), **MOMENTUM))
+        Compression(SPARSE, wrapped, model)
+    with raises(ValueError, "grad_scaler must be", "GradScaler"):
+        base = torch.optim.SGD(model.parameters(), **MOMENTUM)
+        Compression(SPARSE, base, model, grad_scaler=torch.amp.GradScaler)
     compression = Compression(SPARSE, Renamed(model.parameters(), **MOMENTUM), model.named_parameters())
     distribute(model, torch.optim.Adam(model.parameters()), compression)
     with raises(ValueError, "optimizer must be the one", "Adam", "Renamed"):
@@ -394,7 +400,8 @@ def check_density_1_is_resumed_bit_for_bit() -> None:
         state, weights = copy.deepcopy(compression.state_dict()), copy.deepcopy(model.state_dict())
         if own:
             for entry in state["tensors"].values():
-                entry["velocity"] *= 0 if hvd.rank() else hvd.size()
+                if entry["velocity"].dim() > 1:
+                    entry["velocity"] *= 0 if hvd.rank() else hvd.size()
         going_on = train(model, optimizer, steps=4)
         again, optimizer, compression = made()
         again.load_state_dict(weights)
@@ -564,6 +571,30 @@ def check_no_sum_of_finite_gradients_is_infinite() -> None:
             optimizer.step()
             for p in model.parameters():
                 assert torch.allclose(p, torch.full_like(p, -size), rtol=4e-3), f"{method} {transport}: {p}"
+
+
+def check_what_a_half_gradient_cannot_hold_waits() -> None:
+    """What has waited may be more than any gradient of a model in float16."""
+    model = Given().half()
+    method = DGC(density=0.5, values="float32", momentum_correction=False)
+    for op in (hvd.Average, hvd.Sum):
+        optimizer, compression = compressed(
+            method, model, torch.optim.SGD(model.parameters(), lr=2.0**-20), settings={}, op=op
+        )
+        share = 1.0 if op == hvd.Average else 1.0 / hvd.size()
+        fed, applied = 0.0, torch.zeros(600, dtype=torch.float64)
+        for size in (0.0, 4e4, 4e4, 6e4, 0.0, 0.0, 0.0):
+            # The half that is not sent waits, and has grown to more than a half can hold.
+            model.backward([torch.full_like(p, size * share) for p in model.parameters()])
+            optimizer.synchronize()
+            assert all(torch.isfinite(p.grad).all() for p in model.parameters()), f"{op}: {size}"
+            fed += float(torch.tensor(size * share).half()) * (1.0 if op == hvd.Average else hvd.size())
+            applied += model.weight.grad.double().reshape(-1)
+            with optimizer.skip_synchronize():
+                optimizer.step()
+        residual = next(t.residual for t in compression._tensors if t.name == "weight").double()
+        waiting = hvd.allreduce(residual, name="half", op=op)
+        assert ((applied + waiting - fed).abs() <= 1e-3 * fed).all(), f"{op}: {applied + waiting - fed}"
 
 
 def check_default_dtypes() -> None:
