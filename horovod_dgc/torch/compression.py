@@ -104,8 +104,8 @@ class Compression:
             raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         if hasattr(optimizer, "_requires_update"):
             raise ValueError(
-                "optimizer must be the one that hvd.DistributedOptimizer is about to wrap, got one that it has wrapped: "
-                "make Compression first, and give it to hvd.DistributedOptimizer as compression="
+                "optimizer must be the one that hvd.DistributedOptimizer is about to wrap, got one that it has wrapped. "
+                "Make Compression first, and give it to hvd.DistributedOptimizer as compression="
             )
         if grad_scaler is not None and (isinstance(grad_scaler, type) or not hasattr(grad_scaler, "get_scale")):
             raise ValueError(f"grad_scaler must be a GradScaler or None, got {grad_scaler!r}")
