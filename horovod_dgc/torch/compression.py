@@ -104,7 +104,7 @@ class Compression:
             raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         if hasattr(optimizer, "_requires_update"):
             raise ValueError(
-                "optimizer must be the one that hvd.DistributedOptimizer is about to wrap, got one that it has wrapped. "
+                "optimizer must be the one that hvd.DistributedOptimizer is about to wrap, got one that it has. "
                 "Make Compression first, and give it to hvd.DistributedOptimizer as compression="
             )
         if grad_scaler is not None and (isinstance(grad_scaler, type) or not hasattr(grad_scaler, "get_scale")):

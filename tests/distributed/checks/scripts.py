@@ -286,7 +286,7 @@ def check_subclasses_of_sgd() -> None:
     with said():
         same_as_dense(plain, lambda model: Renamed(model.parameters(), **MOMENTUM))
     model = small_model()
-    with raises(ValueError, "optimizer must be the one", "has wrapped", "first"):
+    with raises(ValueError, "optimizer must be the one", "about to wrap", "first"):
         wrapped = distribute(model, torch.optim.SGD(model.parameters(), **MOMENTUM))
         Compression(SPARSE, wrapped, model)
     with raises(ValueError, "grad_scaler must be", "GradScaler"):
@@ -575,9 +575,9 @@ def check_no_sum_of_finite_gradients_is_infinite() -> None:
 
 def check_what_a_half_gradient_cannot_hold_waits() -> None:
     """What has waited may be more than any gradient of a model in float16."""
-    model = Given().half()
     method = DGC(density=0.5, values="float32", momentum_correction=False)
     for op in (hvd.Average, hvd.Sum):
+        model = Given().half()
         optimizer, compression = compressed(
             method, model, torch.optim.SGD(model.parameters(), lr=2.0**-20), settings={}, op=op
         )
