@@ -51,6 +51,8 @@ UNKNOWN_SCALER = (
     "grad_scaler must be the GradScaler that calls step(), got None: what waits would be in units of a loss scale that "
     "changes. Write Compression(..., grad_scaler=scaler)"
 )
+# Who stands between a script's line and a warning about it.
+LIBRARIES = ("horovod_dgc", "horovod", "torch")
 # Frames between GradScaler.step() and the end of an exchange, or the optimizer's arithmetic; schedulers add some.
 FRAMES_SEARCHED = 16
 
@@ -237,7 +239,17 @@ class Applying:
     def _say(self, what: str, which: Tensor | str) -> None:
         if what not in self._said:
             self._said.add(what)
-            warnings.warn(what.format(name=which if isinstance(which, str) else which.name), stacklevel=2)
+            warnings.warn(what.format(name=which if isinstance(which, str) else which.name), stacklevel=_script())
+
+
+def _script() -> int:
+    """The level in the caller's stack of the first frame that is the user's own; where there is none, the caller's."""
+    frame, level = sys._getframe(1).f_back, 2
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in LIBRARIES:
+            return level
+        frame, level = frame.f_back, level + 1
+    return 2
 
 
 @contextlib.contextmanager

@@ -154,7 +154,9 @@ def said(*words: str, times: int = 1) -> Iterator[None]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
-    messages = [str(w.message) for w in caught if "horovod" not in w.filename or "horovod_dgc" in w.filename]
+    # Horovod has a word of its own on scripts that synchronize twice.
+    messages = [str(w.message) for w in caught if not str(w.message).startswith("optimizer.step() called")]
+    assert all(w.filename == __file__ for w in caught if str(w.message) in messages), [w.filename for w in caught]
     assert len(messages) == (times if words else 0), messages
     assert all(word in message for word in words for message in messages), messages
 
