@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from support import family_report, report
+from support import family_report, options, report
 from support.contenders import DENSE, Contender, all_of_them
 from support.one_tensor import Gradients, encode_and_decode
 from support.results import Results
@@ -124,6 +124,14 @@ def measure(
     show_default="build/family.jsonl",
     help="Where finished rows are kept; delete it to measure all anew.",
 )
+@click.option(
+    "--images", type=click.IntRange(1), default=ImageTraining.images, show_default=True, help="Of the training."
+)
+@click.option("--epochs", type=click.IntRange(1), default=ImageTraining.epochs, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=ROUNDS, show_default=True, help="Of encoding and decoding.")
+@click.option(
+    "--matrix", type=(int, int), default=MATRIX, show_default=True, help="Rows and columns of what is encoded."
+)
 @click.option("--seed", default=0, show_default=True, help="Of the model, the order of the images and the flips.")
 @click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Your own copy of Fashion-MNIST.")
 @click.option(
@@ -131,14 +139,25 @@ def measure(
     type=click.Path(file_okay=False, exists=True, path_type=Path),
     help="Folder whose README.md gets the table, between its markers, and beside it the plot.",
 )
-def main(names: tuple[str, ...], path: Path, seed: int, data_dir: Path | None, docs: Path | None) -> None:
+@options.smallest(rows="family", images=64, epochs=1, rounds=1, matrix=(40, 50))
+def main(
+    names: tuple[str, ...],
+    path: Path,
+    images: int,
+    epochs: int,
+    rounds: int,
+    matrix: tuple[int, int],
+    seed: int,
+    data_dir: Path | None,
+    docs: Path | None,
+) -> None:
     contenders = all_of_them()
     if unknown := set(names) - set(contenders):
         raise click.BadParameter(f"no method is called {sorted(unknown)[0]!r}; there are {', '.join(contenders)}")
     chosen = {name: contender for name, contender in contenders.items() if not names or name in (DENSE, *names)}
-    training = ImageTraining(seed=seed)
+    training = ImageTraining(images=images, epochs=epochs, seed=seed)
     neighbours = report.Neighbours()
-    found = measure(chosen, training, results_in(path), data_dir=data_dir)
+    found = measure(chosen, training, results_in(path), matrix=matrix, rounds=rounds, data_dir=data_dir)
     family_report.show(found)
     neighbours.describe()
     if docs is not None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 import torch
-from support import report
+from support import options, report
 from support.reference_dgc import ReferenceDGC
 
 from horovod_dgc import DGC, _core, shapes
@@ -335,6 +335,7 @@ def overlap(device: torch.device, rounds: int) -> dict[str, dict[str, float]] | 
 @click.option("--millions", multiple=True, type=click.FloatRange(0.01), default=(1, 25.6, 100), show_default=True,
               help="Elements of the tensor, in millions; may be given several times.")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(1), default=31, show_default=True, help="Rounds that count.")
+@options.smallest(millions=(0.01,), rounds=1)
 @report.json_option
 def main(millions: tuple[float, ...], rounds: int, json_path: Path | None) -> None:
     if not torch.cuda.is_available():

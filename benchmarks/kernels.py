@@ -21,7 +21,7 @@ import click
 import horovod.torch as hvd
 import numpy as np
 import torch
-from support import report
+from support import options, report
 from support.floors import Floors
 from support.reference_dgc import ReferenceDGC
 
@@ -51,7 +51,6 @@ class Ratio:
 RATIOS = (
     Ratio("encode / floor: update", "encode", "floor: update", "<= 1.3"),
     Ratio("encode / floor: check + update", "encode", "floor: check + update"),
-    Ratio("encode, finite known / floor: update", "encode, finite known", "floor: update"),
     Ratio("propose / floor: read", "propose", "floor: read"),
     Ratio("commit / floor: update + zero", "commit", "floor: update + zero"),
     Ratio("compress + decompress, N = 2 / fp16", "compress + decompress, N = 2", "fp16", "< 1"),
@@ -74,7 +73,7 @@ class Bench:
         self.update = _core.Update(momentum=MOMENTUM)
         self.grad, self.residual, self.velocity = (zeros(numel, memory) for _ in range(3))
         self.g, self.v, self.u = self.grad.numpy(), self.residual.numpy(), self.velocity.numpy()
-        self.state = State(self.v, self.u)
+        self.state = State(shape=(1, numel), residual=self.v, velocity=self.u)
         for step in range(STEPS_BEFORE):
             self.method.encode(self.window(step).numpy(), self.state, momentum=MOMENTUM)
         self.grad.copy_(self.window(STEPS_BEFORE))
@@ -113,11 +112,6 @@ class Bench:
     def encode(self, threads: int) -> None:
         self.method.encode(self.g, self.state, momentum=MOMENTUM, threads=threads)
 
-    def encode_finite(self, threads: int) -> None:
-        codec, ratio = self.plan.codec, self.plan.sample_ratio
-        arrays = (self.g, self.v, self.u)
-        _core.encode(codec, self.update, *arrays, sample_ratio=ratio, threads=threads, assume_finite=True)
-
     def propose(self, threads: int) -> Any:
         ratio = self.plan.sample_ratio
         return _core.propose(self.plan.codec, self.update, self.g, self.v, self.u, sample_ratio=ratio, threads=threads)
@@ -152,7 +146,6 @@ class Bench:
             "floor: check + update": lambda: (floors.read_one(self.g, threads), floors.update(*arrays)),
             "floor: update + zero": lambda: floors.update_and_zero(*arrays),
             "encode": lambda: self.encode(threads),
-            "encode, finite known": lambda: self.encode_finite(threads),
             "propose": lambda: self.propose(threads),
             "commit": lambda: self.commit(threads),
             "decode_add, N = 2": lambda: self.decode(2, threads),
@@ -233,6 +226,7 @@ def show(numel: int, results: dict[int, dict[str, Any]]) -> None:
 @click.option("--repeats", type=click.IntRange(1), default=15, show_default=True, help="Rounds that count.")
 @click.option("--memory", type=click.Choice(["torch", "numpy"]), default="torch", show_default=True,
               help="Whose allocator makes gradient and state. NumPy's asks for huge pages.")  # fmt: skip
+@options.smallest(millions=(0.01,), repeats=1)
 @report.json_option
 def main(
     millions: tuple[float, ...], threads: tuple[int, ...], repeats: int, memory: str, json_path: Path | None

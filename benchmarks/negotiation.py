@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from support import launch, report
+from support import launch, options, report
 
 RUNS = {
     "DGC": ({"unsteady": False}, {}),
@@ -78,6 +78,7 @@ def observe(settings: dict[str, Any], environment: dict[str, str], workers: int)
 @click.option("--workers", type=click.IntRange(2), default=2, show_default=True)
 @click.option("--warmup", type=click.IntRange(1), default=8, show_default=True, help="Steps of warm-up, four stages.")
 @click.option("--steps", type=click.IntRange(1), default=14, show_default=True)
+@options.smallest(warmup=4, steps=6)
 @report.json_option
 def main(workers: int, warmup: int, steps: int, json_path: Path | None) -> None:
     found = {

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from support import launch, report
+from support import launch, options, report
 
 MODELS = {"ResNet-50": False, "ResNet-50's tensors, every extent at most 8": True}
 WORKERS = {"PyTorch": "step_times.py", "TensorFlow": "step_times_tensorflow.py"}
@@ -49,17 +49,20 @@ def show(title: str, summary: dict[str, Any]) -> None:
 @click.option("--rounds", type=click.IntRange(1), default=15, show_default=True, help="Turns that count.")
 @click.option("--steps", type=click.IntRange(1), default=3, show_default=True, help="Steps of one turn.")
 @click.option("--small-only", is_flag=True, help="Only the model of small tensors.")
+@click.option("--tensors", type=click.IntRange(1), help="Only the model's first ones.")
 @click.option("--framework", type=click.Choice([*WORKERS, "both"]), default="both", show_default=True)
 @click.option(
     "--threads", type=click.IntRange(1), default=1, show_default=True, help="Between TensorFlow's operations."
 )
 @click.option("--profile", is_flag=True, help="Also show where Python's time goes in PyTorch's DGC steps on rank 0.")
+@options.smallest(rounds=1, steps=1, small_only=True, tensors=6)
 @report.json_option
 def main(
     workers: int,
     rounds: int,
     steps: int,
     small_only: bool,
+    tensors: int | None,
     framework: str,
     threads: int,
     profile: bool,
@@ -70,7 +73,8 @@ def main(
     for model, small in MODELS.items():
         if small_only and not small:
             continue
-        settings = {"small": small, "rounds": rounds, "steps": steps, "profile": profile, "threads": threads}
+        settings = {"small": small, "tensors": tensors, "rounds": rounds, "steps": steps}
+        settings |= {"profile": profile, "threads": threads}
         for name, script in WORKERS.items():
             if framework not in (name, "both"):
                 continue

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from support import report
+from support import options, report
 
 from horovod_dgc import DGC, traffic
 from horovod_dgc.shapes import MODELS
@@ -33,6 +33,7 @@ COLUMNS = ("model", "setting", "weights MiB", "exempt MiB", "total MiB", "exempt
 
 
 @click.command(help=__doc__.split("\n\n")[0])
+@options.smallest()
 @report.json_option
 def main(json_path: Path | None) -> None:
     rows: list[list[str]] = []

@@ -23,7 +23,7 @@ from horovod_dgc.methods.strom import ThresholdQuantization
 from horovod_dgc.methods.terngrad import TernGrad
 from horovod_dgc.methods.topk import TopK
 from horovod_dgc.methods.vgc import VarianceBased
-from horovod_dgc.registry import METHODS, method
+from horovod_dgc.registry import METHODS, method, register
 from horovod_dgc.schedule import Warmup
 from horovod_dgc.simulation import exchange
 from horovod_dgc.traffic import Traffic, traffic
@@ -60,5 +60,6 @@ __all__ = [
     "__version__",
     "exchange",
     "method",
+    "register",
     "traffic",
 ]

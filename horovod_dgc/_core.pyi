@@ -16,6 +16,9 @@ _Floats = NDArray[np.float32]
 _Scalars = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16]
 _Bytes = NDArray[np.uint8]
 
+def instruction_set() -> str:
+    """The one in use, the fastest that this processor runs: "portable", "avx2" or "avx512"."""
+
 class IndexCoder(enum.Enum):
     """How the coordinates of a payload are coded; k == n takes no bytes in any of them."""
 

@@ -241,9 +241,8 @@ def _allreduce(tensor: Tensor, cluster: Cluster) -> Load:
     plan = tensor.plan
     kind = "float32" if plan.summable is None else str(plan.summable)
     message = Message("allreduce", kind, transport.message_nbytes(plan, "allreduce"))
-    # Horovod's own allreduce takes what is there when it calls, and leaves no sign of a sum.
-    carried = not plan.codec.opening[0] and not plan.codec.votes
-    return Load("allreduce", plan, (*_opening(plan), message), () if carried else (_FACTOR,), plan.sent)
+    control = () if transport.carriable(plan) else (_FACTOR,)
+    return Load("allreduce", plan, (*_opening(plan), message), control, plan.sent)
 
 
 def _sparse_allreduce(tensor: Tensor, cluster: Cluster) -> Load:

@@ -10,7 +10,7 @@ import numpy as np
 from horovod_dgc import _core
 from horovod_dgc.cost import Rates
 from horovod_dgc.methods.base import Method
-from horovod_dgc.registry import METHODS
+from horovod_dgc.registry import METHODS, name_of
 from horovod_dgc.simulation import opened
 
 _ELEMENTS = 25.6e6
@@ -64,7 +64,7 @@ def assumed(method: Method | None) -> Rates:
     """
     if method is None:
         return Rates(tensor=_DENSE_TENSOR)
-    name = next((name for name, kind in METHODS.items() if type(method) is kind), None)
+    name = name_of(method)
     if name in _PASSES:
         return _PASSES[name]
     if name not in _COPIES:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import Field, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from horovod_dgc import _checks
 from horovod_dgc.methods.adacomp import AdaComp
-from horovod_dgc.methods.base import Method
+from horovod_dgc.methods.base import Method, checked, checked_class
 from horovod_dgc.methods.casts import BF16, FP16, Int8
 from horovod_dgc.methods.countsketch import CountSketch
 from horovod_dgc.methods.dgc import DGC
@@ -50,6 +52,50 @@ METHODS: dict[str, type[Method]] = {
     "bf16": BF16,
     "int8": Int8,
 }
+
+# What commands call an exchange without a method.
+_RESERVED = ("dense", "none")
+
+Kind = TypeVar("Kind", bound=type[Method])
+
+
+def register(name: str) -> Callable[[Kind], Kind]:
+    """Make a class of methods known by ``name``, to :func:`method`, :func:`parse` and every command::
+
+        @register("sparse-signs")
+        @dataclass(frozen=True)
+        class SparseSigns(Method): ...
+
+    Every process of a job must do so, as it must import the class. A class that is defined anew, as in a notebook,
+    takes the place of the one before.
+
+    Args:
+        name: lower-case letters and digits, with hyphens between them.
+
+    Raises:
+        ValueError: a name that is taken, or not written like that; or a class that is no frozen dataclass derived from
+            :class:`Method`, or that has a setting without a default.
+    """
+    if not isinstance(name, str) or not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", name) or name in _RESERVED:
+        raise ValueError(
+            "name of a method must be lower-case letters and digits with hyphens between them, and neither 'dense' nor "
+            f"'none', got {name!r}"
+        )
+
+    def registered(kind: Kind) -> Kind:
+        checked_class(kind)
+        before = METHODS.get(name)
+        if before and (before.__module__, before.__qualname__) != (kind.__module__, kind.__qualname__):
+            raise ValueError(f"name of {kind.__name__} must be a new one, got {name!r}, which is {before.__name__}")
+        METHODS[name] = kind
+        return kind
+
+    return registered
+
+
+def name_of(method: Method) -> str | None:
+    """The name that the class of ``method`` is registered under; None without one."""
+    return next((name for name, kind in METHODS.items() if type(method) is kind), None)
 
 
 def method(name: str, **settings: Any) -> Method:
@@ -94,6 +140,25 @@ def parse(text: str) -> Method:
             raise ValueError(f"{setting} of {name!r} must be given once, got {text!r}")
         settings[setting] = _value(setting, word, known[setting])
     return method(name, **settings)
+
+
+def text(method: Method) -> str:
+    """What :func:`parse` makes ``method`` from: its name and the settings that are not at their defaults.
+
+    Raises:
+        ValueError: a method that is not registered, or a setting that text cannot say, such as a
+            :class:`~horovod_dgc.Warmup`.
+    """
+    name = name_of(checked(method))
+    if name is None:
+        raise ValueError(f"method must be a registered one to have a name, got {method!r}")
+    values = {setting: getattr(method, setting) for setting, field in _settings(type(method)).items() if field.init}
+    default = METHODS[name]()
+    settings = ",".join(f"{key}={value}" for key, value in values.items() if value != getattr(default, key))
+    made = f"{name}:{settings}" if settings else name
+    if any(not isinstance(value, (str, int, float, type(None))) for value in values.values()) or parse(made) != method:
+        raise ValueError(f"settings of a method must be numbers, words, true, false or none in text, got {method!r}")
+    return made
 
 
 def _settings(kind: type[Method]) -> dict[str, Field[Any]]:

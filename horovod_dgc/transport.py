@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, cast, get_args
 
+import numpy as np
+
 from horovod_dgc import _checks
 from horovod_dgc.methods.base import Plan
 
@@ -66,6 +68,23 @@ def message_nbytes(plan: Plan, transport: Transport) -> int:
     if transport == "gather" or plan.summable:
         return plan.payload_nbytes
     return plan.numel * FLOAT32_NBYTES
+
+
+def carriable(plan: Plan) -> bool:
+    """Whether what is summed can travel as the gradient itself would, through Horovod's own allreduce.
+
+    Not where workers agree on something first, where the sign of the sum is wanted, which takes no account of the
+    factors that Horovod puts in, nor where :func:`summand_scale` is not 1.
+    """
+    return not plan.codec.opening[0] and not plan.codec.votes and plan.summable != np.float16
+
+
+def summand_scale(plan: Plan, workers: int) -> float:
+    """What each worker multiplies the numbers of its payload by that an allreduce adds up.
+
+    In float16 the sum of finite numbers may be infinite. The sum of their N-th parts is their mean, which is not.
+    """
+    return 1.0 / workers if plan.summable == np.float16 else 1.0
 
 
 def _halves_dense(plan: Plan, divided: Plan, workers: int) -> bool:

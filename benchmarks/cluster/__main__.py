@@ -153,6 +153,16 @@ def hierarchy(hosts: int, rate: str, launcher: str, method: str, workers_per_hos
     "--budget", default=scaling.BUDGET, show_default=True, help="Seconds after which fewer steps have to do, but 3."
 )
 @options.kept_rows(FOLDER / "scaling.jsonl", "scaling")
+@options.smallest(
+    rows="scaling",
+    page="scaling",
+    models=("resnet50",),
+    hosts=(2,),
+    rates=("10gbit",),
+    compute=0.05,
+    steps=3,
+    budget=1.0,
+)
 def measure_scaling(
     models: tuple[str, ...],
     hosts: tuple[int, ...],

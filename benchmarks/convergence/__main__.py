@@ -32,12 +32,17 @@ FOLDER = Path(__file__).parent
 )
 @click.option("--task", "tasks", type=click.Choice(list(plan.TASKS)), multiple=True, help="Only this one, likewise.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Simulated runs at a time.")
+@click.option(
+    "--epochs", type=click.IntRange(1), help="In place of the tasks' own; the density then falls for the same share."
+)
 @options.kept_rows(FOLDER / "results.jsonl", "convergence")
+@options.smallest(rows="convergence", page="convergence", parts=("main",), tasks=("digits",), epochs=1)
 @click.option("--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Your own copy of a task's data.")
 def main(
     parts: tuple[str, ...],
     tasks: tuple[str, ...],
     jobs: int,
+    epochs: int | None,
     path: Path,
     docs: Path,
     tables_only: bool,
@@ -45,6 +50,8 @@ def main(
 ) -> None:
     if data_dir is not None and len(tasks) != 1:
         raise click.BadParameter("goes with exactly one --task, whose data it holds", param_hint="--data-dir")
+    if epochs is not None:
+        plan.set_epochs(epochs)
     results = Results(path, plan.KEY)
     if not tables_only:
         chosen = [runs() for name, runs in plan.PARTS.items() if name in (parts or plan.PARTS)]

@@ -109,6 +109,12 @@ def ablations(task: str) -> dict[str, Contender]:
     return found
 
 
+def set_epochs(epochs: int) -> None:
+    """Train that many epochs in every task; the warm-ups stay the same fraction of them."""
+    for name, training in TASKS.items():
+        TASKS[name] = replace(training, epochs=epochs, warmup=training.warmup * epochs / training.epochs)
+
+
 def spread(workers: int, seed: int) -> Any:
     """The images task with the same number of images in a step for any number of workers."""
     return replace(TASKS["images"], workers=workers, batch=IMAGES_PER_STEP // workers, seed=seed, **SPREAD)

@@ -49,7 +49,7 @@ def curves(path: Path, found: Mapping[str, Rows], figure: str) -> None:
     for axes in panels:
         axes.grid(alpha=0.3)
     if levels:
-        margin = 0.05 * (max(levels) - min(levels))
+        margin = 0.05 * (max(levels) - min(levels)) or 1.0
         panels[0].set_ylim(min(levels) - margin, max(levels) + margin)
         drawing.legend(*panels[0].get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False, fontsize=9)
     drawing.tight_layout(rect=(0, 0.12, 1, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,13 @@ def markdown(found: Found, training: ImageTraining, steps: int) -> str:
         lines.append("| " + " | ".join([name, *row[1:]]) + " |")
     rates = {name: parts["contender"].rate for name, parts in found.items() if parts["contender"].rate}
     exceptions = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
-    lines += [
-        "",
+    training_of = (
         f"Training: {training.epochs} epochs of {training.images:,} images, {training.workers} workers of "
         f"{training.batch} images each, {steps} steps, seed {training.seed}; learning rate {training.rate:g}"
         + (f" ({exceptions}: on compressed tensors)" if exceptions else "")
-        + ".",
-    ]
+        + "."
+    )
+    lines += ["", *textwrap.wrap(training_of, 120)]
     return "\n".join(lines)
 
 

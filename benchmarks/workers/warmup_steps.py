@@ -37,6 +37,8 @@ def main(settings: dict[str, Any], answer: Path) -> None:
         model.backward()
         optimizer.step()
         steps.append({"density": method.density_at(step), "sent": compression.stats().last.sent})
+    # Waits until all of it is written; at its own end Horovod drops what is not.
+    hvd.stop_timeline()
     names = [name for name, _ in model.named_parameters()]
     if hvd.rank() == 0:
         answer.write_text(json.dumps({"parameters": names, "steps": steps}))

@@ -5,10 +5,11 @@ An adapter never asks which method it holds. It asks the method for a :class:`Pl
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -440,6 +441,22 @@ def checked(method: object) -> Method:
     if not isinstance(method, Method):
         raise ValueError(f"method must be a horovod_dgc method such as DGC(density=0.001), got {method!r}")
     return method
+
+
+def checked_class(kind: object) -> type[Method]:
+    """Return ``kind``; raise ValueError unless it is a class of methods that can be told apart by their settings."""
+    name = getattr(kind, "__name__", repr(kind))
+    if not isinstance(kind, type) or not issubclass(kind, Method):
+        raise ValueError(f"a method must be a class derived from horovod_dgc.Method, got {kind!r}")
+    if inspect.isabstract(kind):
+        raise ValueError(f"{name} must define {', '.join(sorted(kind.__abstractmethods__))}")
+    # Of its own: settings that a class adds are fields only if it is decorated as well.
+    if "__dataclass_fields__" not in vars(kind) or not kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise ValueError(f"{name} must be decorated with @dataclass(frozen=True)")
+    for setting in fields(kind):  # type: ignore[arg-type]
+        if setting.init and setting.default is MISSING and setting.default_factory is MISSING:
+            raise ValueError(f"{setting.name} of {name} must have a default, so that the name alone makes a method")
+    return kind
 
 
 def clip_limit(clip_norm: float, workers: int, reduced: float = 1.0) -> float:

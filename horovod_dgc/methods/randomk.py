@@ -27,7 +27,7 @@ class RandomK(Accumulating):
 
     Args:
         density: share of the coordinates sent, in (0, 1].
-        values: "float32" or "float16".
+        values: "float32" or "float16". With error feedback, halves are gathered: only sums in float32 lose nothing.
         error_feedback: keep a residual; otherwise send without bias, at n / k times the variance.
         momentum_correction: take momentum over from the optimizer and apply it before sending.
         factor_masking: with momentum correction and error feedback, clear the velocity of sent coordinates. Without

@@ -182,7 +182,7 @@ def _fitted(
         )
     dropping = alone or (drop and workers != saved)
     sources = resize.sources(position, workers, saved)
-    shards = {source: files.Shard(manifest, source) for source in {*sources, 0}}
+    shards = {source: files.Shard(manifest, source) for source in sources}
     factor = resize.factor(manifest.state["reduction"], workers, saved)
     lost = dict.fromkeys(FIELDS, 0.0)
     arrays = {}

@@ -1,4 +1,4 @@
-"""The package's TensorFlow operations, loaded once, as functions of ``library``."""
+"""The compiled TensorFlow operations: ``horovod_dgc_propose`` and the others of ``csrc/tensorflow``."""
 
 from __future__ import annotations
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import math
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import horovod.torch as hvd
 import torch
+from torch.nn.parameter import is_lazy
 
 import horovod_dgc
 from horovod_dgc import _checks, agreement, sync
@@ -18,6 +22,7 @@ from horovod_dgc.hierarchy import Members, Part, hierarchy
 from horovod_dgc.methods.base import Method, Plan, checked
 from horovod_dgc.stats import Stats, TensorStats
 from horovod_dgc.torch import state as states
+from horovod_dgc.torch.applying import Applying, calling_scaler
 from horovod_dgc.torch.backends import Backend, plain_torch
 from horovod_dgc.torch.collectives import gather_bytes
 from horovod_dgc.torch.exchange import Exchange
@@ -26,13 +31,15 @@ from horovod_dgc.torch.moments import SecondMoments
 from horovod_dgc.torch.node_exchange import NodeExchange
 from horovod_dgc.torch.state import Loaded
 from horovod_dgc.torch.step import Step, Uncounted
-from horovod_dgc.torch.takeover import Takeover
+from horovod_dgc.torch.takeover import Takeover, plain_sgd, wrapped_kind
 from horovod_dgc.torch.tensors import Tensor, digest
 from horovod_dgc.transport import forced
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # Frames between compress() and the optimizer's method that holds the parameter: a comprehension and its caller.
 FRAMES_SEARCHED = 4
+# All of this process.
+_LIVE: weakref.WeakSet[Compression] = weakref.WeakSet()
 
 
 class Compression:
@@ -47,10 +54,12 @@ class Compression:
 
     Args:
         method: for example ``DGC(density=0.001)``.
-        optimizer: the optimizer that is about to be wrapped. Of SGD (and subclasses) momentum, dampening,
-            Nesterov and weight decay are applied here, read from the parameter groups at each step; other
-            optimizers keep theirs.
-        named_parameters: as for ``hvd.DistributedOptimizer``; None numbers them by parameter group.
+        optimizer: the optimizer that is about to be wrapped. Of SGD (and subclasses that leave its ``step()`` as it is)
+            momentum, dampening, Nesterov and weight decay are applied here, read from the parameter groups at each
+            step; other optimizers keep theirs.
+        named_parameters: as for ``hvd.DistributedOptimizer``, or the model itself, whose parameters are then read when
+            they are first needed, so that lazy modules may get their shapes in between; None numbers them by parameter
+            group.
         grad_scaler: the ``GradScaler`` in use, if any: residuals are then held in unscaled units. It is
             needed for every job whose loss is scaled, since the scale changes while residuals wait.
         second_moments: of the model's gradients, for methods that weigh by them, such as ``VarianceBased``; None for
@@ -79,7 +88,7 @@ class Compression:
         self,
         method: Method,
         optimizer: torch.optim.Optimizer,
-        named_parameters: Iterable[tuple[str, torch.nn.Parameter]] | None = None,
+        named_parameters: Iterable[tuple[str, torch.nn.Parameter]] | torch.nn.Module | None = None,
         *,
         grad_scaler: Any = None,
         second_moments: SecondMoments | None = None,
@@ -112,23 +121,26 @@ class Compression:
             raise ValueError("second_moments are those of single workers: they do not go with hierarchical")
         # Process sets of Horovod, made at the first exchange, where all ranks are.
         self._nodes: tuple[Members, Members] | None = None
-        names = _name(optimizer, named_parameters)
-        for parameter in names.values():
-            method.plan(parameter.shape)
-        everything = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        numbers = {id(parameter): number for number, parameter in enumerate(everything)}
-        self._tensors = [
-            Tensor(numbers[id(parameter)], name, parameter, self._backend(parameter), self._part(parameter))
-            for name, parameter in sorted(names.items())
-        ]
-        self._model_order = list(names)
-        self._by_parameter = {id(tensor.parameter): tensor for tensor in self._tensors}
+        self._optimizer = optimizer
+        given = named_parameters
+        self._named = given if given is None or isinstance(given, torch.nn.Module) else list(given)
+        for parameter in self._names().values():
+            if not is_lazy(parameter):
+                method.plan(parameter.shape)
         self._following: dict[int, Tensor] = {}
         self._previous: Tensor | None = None
         self._owner: Any = None
-        self._takeover: Takeover | None = None
+        # Of each distributed optimizer that has exchanged.
+        self._owned: dict[Any, tuple[Takeover, Applying]] = {}
         self._step: Step | None = None
-        self._momentum = method.corrects_momentum and isinstance(optimizer, torch.optim.SGD)
+        self._momentum = method.corrects_momentum and plain_sgd(type(optimizer))
+        if isinstance(optimizer, torch.optim.SGD) and not plain_sgd(type(optimizer)):
+            warnings.warn(
+                f"{type(optimizer).__name__} has a step() of its own, and so keeps its momentum and weight decay: they "
+                "are applied after the exchange"
+                + (f", and {type(method).__name__} goes without momentum correction" * method.corrects_momentum),
+                stacklevel=2,
+            )
         # Known from the first exchange on, or from what has been loaded.
         self._process_set: Any = None
         self._reduction: str | None = None
@@ -141,6 +153,9 @@ class Compression:
         self._totals = TensorStats()
         self._last = TensorStats()
         self._uncounted: list[Uncounted] = []
+        # Whether the ranks have found that their configurations differ.
+        self._refused = False
+        _LIVE.add(self)
 
     def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Exchange | NodeExchange]:
         """Called by Horovod with a parameter's gradient: start its exchange.
@@ -165,14 +180,15 @@ class Compression:
         if ctx is None:
             owner, _ = self._calling_optimizer()
             self._own(owner)
-            assert self._takeover is not None
-            self._takeover.refuse_sparse()
+            takeover, _ = self._owned[owner]
+            takeover.refuse_sparse()
             return output
         step = ctx.step
         if step.given_up:
             raise RuntimeError("this step was given up when load_state_dict() replaced the state it had begun with")
         wait = step.waited()
         if not step.sealed:
+            self._refuse_unscaled()
             wait += step.seal()
             # The device has come to the flag of this step, and so to all of the steps before.
             self._count_up()
@@ -277,6 +293,8 @@ class Compression:
         self._reduction = reduction
         self._process_set = process_set
         self._unproven = True
+        for _, applying in self._owned.values():
+            applying.forget()
 
     def _plans(self, exchanges: int) -> list[Plan]:
         """Of all tensors, in exchange number ``exchanges``."""
@@ -312,6 +330,36 @@ class Compression:
 
     def _counts(self, step: Step) -> tuple[TensorStats, ...]:
         return (self._totals,) if step.abandoned else (self._totals, self._last)
+
+    def _names(self) -> dict[str, torch.nn.Parameter]:
+        named = self._named.named_parameters() if isinstance(self._named, torch.nn.Module) else self._named
+        return _name(self._optimizer, named)
+
+    @functools.cached_property
+    def _tensors(self) -> list[Tensor]:
+        """In the order of their names. Made when they are first needed, where the parameters then are."""
+        names = self._names()
+        for name, parameter in names.items():
+            if is_lazy(parameter):
+                raise ValueError(
+                    f"parameter {name!r} has no shape yet: run a batch through the model before Compression is used"
+                )
+            self.method.plan(parameter.shape)
+        everything = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        numbers = {id(parameter): number for number, parameter in enumerate(everything)}
+        return [
+            Tensor(numbers[id(parameter)], name, parameter, self._backend(parameter), self._part(parameter))
+            for name, parameter in sorted(names.items())
+        ]
+
+    @functools.cached_property
+    def _by_parameter(self) -> dict[int, Tensor]:
+        return {id(tensor.parameter): tensor for tensor in self._tensors}
+
+    @functools.cached_property
+    def _identity(self) -> str:
+        """The parameters' names and shapes: the same on all ranks, and seldom those of another Compression."""
+        return "\n".join(f"{tensor.name} {tuple(tensor.parameter.shape)}" for tensor in self._tensors)
 
     def _part(self, parameter: torch.Tensor) -> Part | None:
         return None if self._hierarchy is None else self._hierarchy.part(parameter.shape, "first")
@@ -357,15 +405,18 @@ class Compression:
         if self._follow is not None:
             self._follow()
         self._own(owner)
-        assert self._takeover is not None
+        takeover, applying = self._owned[owner]
+        applying.begin()
         if self._check_sync and self._exchanges % self._check_sync == 0:
             self._require_sync(owner.process_set)
         scale = float(self._grad_scaler.get_scale()) if self._grad_scaler is not None else 1.0
         return Step(
             method=self.method,
             number=self._exchanges,
-            takeover=self._takeover,
+            takeover=takeover,
+            applying=applying,
             owner=owner,
+            name=self._wire_name,
             transport=self._transport,
             loss_scale=scale,
             expected=len(owner._requires_update),
@@ -379,10 +430,13 @@ class Compression:
     def _require_sync(self, members: Any) -> None:
         """Raise unless the ranks' parameters are the same, as they must be before a step's gradients are exchanged."""
         digests = gather_bytes(
-            b"".join(digest(tensor.parameter) for tensor in self._tensors), sync.NAME, members, math.inf
+            b"".join(digest(tensor.parameter) for tensor in self._tensors),
+            f"{sync.NAME}.{self._wire_name}",
+            members,
+            math.inf,
         )
         names = [tensor.name for tensor in self._tensors]
-        sync.require(names, digests, agreement.ranks_of(members), self._exchanges, order=self._model_order)
+        sync.require(names, digests, agreement.ranks_of(members), self._exchanges, order=list(self._names()))
 
     def _own(self, owner: Any) -> None:
         if owner is self._owner and not self._unproven:
@@ -392,24 +446,64 @@ class Compression:
         unknown = [name for p, name in owner._parameter_names.items() if id(p) not in known and p.requires_grad]
         if unknown:
             raise ValueError(f"named_parameters of Compression lacks {', '.join(unknown)}")
-        known_owner = owner is self._owner and self._takeover is not None
-        takeover = self._takeover if known_owner else Takeover(owner, momentum=self._momentum)
-        assert takeover is not None
+        made_with = type(self._optimizer)
+        if owner not in self._owned and wrapped_kind(owner) is not made_with:
+            raise ValueError(
+                f"optimizer must be the one that hvd.DistributedOptimizer wraps, a {wrapped_kind(owner).__name__}; "
+                f"Compression was given a {made_with.__name__}"
+            )
+        takeover = self._owned[owner][0] if owner in self._owned else Takeover(owner, momentum=self._momentum)
+        self._take_names(owner)
         members = owner.process_set
+        self._refused = True
         agreement.require(
             self._configuration(owner, takeover),
             agreement.ranks_of(members),
             lambda data, name: gather_bytes(data, name, members, self._timeout),
+            identity=self._identity,
+            others=[other._identity for other in list(_LIVE) if other is not self and other._may_begin],
         )
+        self._refused = False
         reduction = "average" if owner.op == hvd.Average else "sum"
         if self._unproven:
             self._prove(members, reduction, takeover)
         if self._hierarchy is not None and self._nodes is None:
             self._nodes = self._hierarchy.members(members)
-        if not known_owner:
+        if owner not in self._owned:
             takeover.attach()
-        self._owner, self._takeover = owner, takeover
+            scaled = self._grad_scaler is not None
+            applying = Applying(owner, takeover, self._tensors, self._unfinished, scaled=scaled)
+            applying.attach()
+            self._owned[owner] = takeover, applying
+        self._owner = owner
         self._process_set, self._reduction = members, reduction
+
+    @property
+    def _may_begin(self) -> bool:
+        """Whether its ranks have still to compare configurations."""
+        ready = "_tensors" in self.__dict__ or not any(map(is_lazy, self._names().values()))
+        return (self._owner is None or self._unproven) and not self._refused and ready
+
+    def _refuse_unscaled(self) -> None:
+        """Raise if a GradScaler has unscaled, or looked at, gradients that have not been exchanged yet."""
+        known = getattr(self._grad_scaler, "_per_optimizer_states", {}).get(id(self._owner), {})
+        if calling_scaler() is not None or getattr(known.get("stage"), "name", "") == "UNSCALED":
+            raise RuntimeError(
+                "scaler.step() or scaler.unscale_() was called before the gradients had been exchanged. Write "
+                "optimizer.synchronize(); scaler.unscale_(optimizer); with optimizer.skip_synchronize(): "
+                "scaler.step(optimizer) (docs/pytorch.md, Mixed precision)"
+            )
+
+    def _unfinished(self) -> str | None:
+        """The name of a parameter whose gradient waits for ``synchronize()``; None if there is none."""
+        return None if self._step is None else self._step.unfinished()
+
+    def _take_names(self, owner: Any) -> None:
+        """Call collectives after what Horovod calls the parameters: that no two optimizers in flight have in common."""
+        for tensor in self._tensors:
+            tensor.wire_name = owner._parameter_names.get(tensor.parameter, tensor.name)
+        names = "\n".join(sorted(owner._parameter_names.values()))
+        self._wire_name = hashlib.sha256(names.encode()).hexdigest()[:16]
 
     def _prove(self, members: Any, reduction: str, takeover: Takeover) -> None:
         """Compare what has been loaded with the optimizer, which only an exchange shows."""
@@ -441,6 +535,7 @@ class Compression:
             lines.append(self._hierarchy.configuration)
         lines += [
             f"parameter {tensor.name} {tuple(tensor.parameter.shape)} {tensor.parameter.dtype}, number {tensor.number}"
+            + f", for Horovod {tensor.wire_name}" * (tensor.wire_name != tensor.name)
             for tensor in self._tensors
             if tensor.parameter.requires_grad
         ]
@@ -471,7 +566,7 @@ def _name(
         if id(parameter) not in named:
             raise ValueError(
                 f"named_parameters lacks a name for parameter {position} of the optimizer, "
-                f"of shape {tuple(parameter.shape)}"
+                f"of shape {'still unknown' if is_lazy(parameter) else tuple(parameter.shape)}"
             )
     for name, parameter in names.items():
         if parameter.requires_grad and parameter.dtype not in DTYPES:

@@ -59,6 +59,10 @@ class Exchange:
         self._gradient = gradient
         self._plan = plan if members.workers > 1 else plan.whole()
         self._group = group
+        self._version = gradient._version
+        # Whether momentum and weight decay are left to be applied to what comes back, which is the mean itself; and
+        # whether it is, or is as good as that, with nothing to be applied.
+        self._due = self._faithful = False
         self._flat = flatten(gradient)
         self._view = self.backend.view(self._flat)
         self._transport: transport.Transport = "allreduce"
@@ -107,9 +111,13 @@ class Exchange:
         began = time.perf_counter()
         self._transport, plan = transport.resolved(plan, self.members.workers, step.transport)
         self._plan = plan
-        local = plan.momentum == "local" and step.takeover.momentum
-        if entry.residual is None:
-            entry.prepare(plan, step.takeover, step.dense_factor if plan.momentum == "local" else 1.0)
+        entry.prepare(plan, step.takeover, step.dense_factor if plan.momentum == "local" else 1.0)
+        self._due = (
+            step.takeover.active
+            and entry.part is None
+            and (plan.momentum == "aggregated" or (plan.lossless and (entry.common or plan.momentum is None)))
+        )
+        local = plan.momentum == "local" and step.takeover.moves(self._group) and not self._due
         update = step.takeover.update(
             self._group,
             unscale=unscale,
@@ -117,6 +125,9 @@ class Exchange:
             first=not entry.stepped,
             momentum=local,
         )
+        if self._due:
+            update = _core.Update(unscale=unscale)
+        self._faithful = self._due or (plan.casts and not local and not update.weight_decay)
         self.inputs = Inputs(
             plan,
             update,
@@ -161,6 +172,11 @@ class Exchange:
         self._proposals, self._number, self._company = proposals, number, company
         self._send(carried=False)
         self._encode_seconds += seconds + time.perf_counter() - began
+
+    @property
+    def touched(self) -> bool:
+        """Whether the gradient has been changed since it was handed over."""
+        return self._gradient._version != self._version
 
     def arrive(self) -> float:
         """Encode what :meth:`start` could not; here it always can."""
@@ -257,6 +273,8 @@ class Exchange:
             )
         began = time.perf_counter()
         gradient = deliver(self._result, self._gradient)
+        if self._entry.part is None:
+            self.step.hand_over(self._entry, due=self._due, faithful=self._faithful)
         self._decode_seconds += time.perf_counter() - began
         self._count(waited + self._wait_seconds, self._decode_seconds, totals)
         return gradient
@@ -270,12 +288,13 @@ class Exchange:
             return
         if self._plan.summable is not None:
             message = self._payload.view(getattr(torch, str(self._plan.summable)))
+            scale = transport.summand_scale(self._plan, self.members.workers)
+            message = message if scale == 1.0 else message * scale
         else:
-            message = torch.empty(self._plan.numel, device=self._flat.device)
+            message = torch.empty(self._plan.numel, dtype=torch.float32, device=self._flat.device)
             self.backend.masked(self.proposal, message)
             message = message if self.step.on_device else message.cpu()
-        # The sign of a sum takes no account of the factors that Horovod's own allreduce puts in.
-        self._carried = carried and not self._plan.codec.votes
+        self._carried = carried and transport.carriable(self._plan)
         if self._carried:
             # Horovod's own allreduce works in place, and what was sent is still read from the payload.
             self.message = message if self._plan.summable is None else message.clone()
@@ -289,7 +308,7 @@ class Exchange:
 
     @property
     def _name(self) -> str:
-        return f"horovod_dgc.{self._entry.name}"
+        return f"horovod_dgc.{self._entry.wire_name}"
 
     def receive(self, output: torch.Tensor) -> None:
         """Wait for what has been sent to come back, and take the factor from Horovod's ``output``."""
@@ -297,7 +316,8 @@ class Exchange:
         votes, gathered = self._plan.codec.votes, self._transport != "allreduce"
         if not self._carried:
             self._told = float(output)
-            self._factor = self._told if votes or gathered else self._told / self.members.workers
+            summed = self.members.workers * transport.summand_scale(self._plan, self.members.workers)
+            self._factor = self._told if votes or gathered else self._told / summed
 
     def addition(self) -> Addition | None:
         """Payloads that are to be added up, or None if what has come back is the dense sum itself."""
@@ -306,7 +326,7 @@ class Exchange:
             rows, scale = self._rows(self._received), self._factor / self.members.workers
             if plan.codec.votes:
                 scale = 1.0
-            elif plan.momentum != "aggregated":
+            else:
                 scale *= self.step.loss_scale
             in_place = self._in_place
         elif plan.summable is None or (plan.codec.layout is not None and plan.every_coordinate):
@@ -314,7 +334,7 @@ class Exchange:
         else:
             # One payload: that of the sum.
             rows, scale, in_place = self._received.cpu().view(torch.uint8)[None], 1.0, False
-        self._result = self._flat if in_place else torch.zeros(plan.numel, device=self._flat.device)
+        self._result = self._flat if in_place else torch.zeros_like(self._flat, dtype=torch.float32)
         return Addition(self.inputs, rows, self.backend.view(self._result), scale)
 
     def absorb(self, added: Addition) -> None:
@@ -324,21 +344,13 @@ class Exchange:
 
     def reduction(self) -> Reduction | None:
         """What is still to be done to the dense sum, or None if that is nothing."""
-        plan, entry, takeover = self._plan, self._entry, self.step.takeover
-        aggregated = plan.momentum == "aggregated"
-        gathered, votes = self._transport != "allreduce", plan.codec.votes
-        if gathered and not votes and not aggregated:
+        votes = self._plan.codec.votes
+        if self._transport != "allreduce" and not votes:
             return None
         values = self._received if self._result is None else self._result
         if votes:
             self.backend.vote(values)
-        velocity = entry.velocity_view if aggregated and takeover.momentum else None
-        update = takeover.update(
-            self._group, unscale=1.0, dense_factor=1.0, first=not entry.stepped, momentum=velocity is not None
-        )
-        entry.stepped = entry.stepped or velocity is not None
-        factor = self._factor if votes or not gathered else 1.0
-        return Reduction(values, velocity, update, factor, self.step.loss_scale)
+        return Reduction(values, None, _core.Update(), self._factor, self.step.loss_scale)
 
     def reduced(self, result: torch.Tensor) -> None:
         self._result = result
@@ -351,7 +363,7 @@ class Exchange:
             here = self._entry.residual[begin : begin + len(values)]
             here += torch.from_numpy(values).to(here.device)
         if self.inputs.velocity is not None:
-            self._entry.stepped = True
+            self._entry.stepped, self._entry.common = True, False
 
     def abandon(self) -> None:
         """NaN if any worker's gradient of this tensor was not finite, else zeros: no rank has changed state."""

@@ -48,6 +48,7 @@ class NodeExchange:
         self.backend = entry.backend
         self.contribution: FloatArray | None = None
         self._entry = entry
+        self._version = gradient._version
         self._gradient = gradient
         self._plan = plan
         self._group = group
@@ -84,6 +85,11 @@ class NodeExchange:
         self._scattered = hvd.reducescatter_async(
             message, name=f"{self._name}.scatter", op=hvd.Average, process_set=self._inside.process_set
         )
+
+    @property
+    def touched(self) -> bool:
+        """As for :class:`~horovod_dgc.torch.exchange.Exchange`."""
+        return self._gradient._version != self._version
 
     def arrive_if_ready(self) -> bool:
         """:meth:`arrive` if it need not wait; whether it has been called."""
@@ -123,7 +129,7 @@ class NodeExchange:
         """
         assert self._between is not None
         waited = self._between.land()
-        mean = self._between.finish(torch.ones(1), waited, *totals)
+        mean = self._between.finish(torch.ones(1, dtype=torch.float32, device="cpu"), waited, *totals)
         self._gathered = hvd.allgather_async(mean, name=f"{self._name}.gather", process_set=self._inside.process_set)
         for count in (self._entry.stats, *totals):
             count.inside += FLOAT32_NBYTES * (self._gradient.numel() + mean.numel())
@@ -142,6 +148,7 @@ class NodeExchange:
         elif factor != 1.0:
             result = result * factor
         gradient = deliver(result, self._gradient)
+        self.step.hand_over(self._entry, due=False, faithful=False)
         for count in (self._entry.stats, *totals):
             count.wait += waited + arrived - began
             count.decode += time.perf_counter() - arrived
@@ -156,4 +163,4 @@ class NodeExchange:
 
     @property
     def _name(self) -> str:
-        return f"horovod_dgc.{self._entry.name}"
+        return f"horovod_dgc.{self._entry.wire_name}"

@@ -14,6 +14,7 @@ from horovod_dgc.coding import opened_by_quantile
 from horovod_dgc.hierarchy import Members
 from horovod_dgc.methods.base import FloatArray, Method, Plan, clip_factor, clip_limit
 from horovod_dgc.stats import TensorStats
+from horovod_dgc.torch.applying import Applying
 from horovod_dgc.torch.backends import Backend, Proposals
 from horovod_dgc.torch.collectives import wait
 from horovod_dgc.torch.exchange import Exchange
@@ -24,6 +25,11 @@ from horovod_dgc.torch.tensors import Tensor
 from horovod_dgc.transport import Transport
 
 NONFINITE = "horovod_dgc.nonfinite"
+TOUCHED = (
+    "the gradient of {name!r} was changed after backward() and before synchronize(), while it was being exchanged. "
+    "Call optimizer.synchronize() first; then scaler.unscale_(optimizer), or change it in other ways; and then step() "
+    "inside of optimizer.skip_synchronize() (docs/pytorch.md, What changes in your training script)"
+)
 # Elements that are worth launches of their own: as many as a GPU needs some ten microseconds for.
 COMPANY_NUMEL = 1 << 22
 
@@ -40,7 +46,9 @@ class Step:
 
     Args:
         number: exchanges committed before this one, which the density schedule reads.
+        applying: takes what comes back.
         owner: the calling ``hvd.DistributedOptimizer``.
+        name: of the Compression, the same on all ranks, and no other's.
         transport: the one to use for every tensor; None to choose by cost.
         loss_scale: factor that all gradients carry.
         expected: number of gradients that a step has, where all are dense.
@@ -60,7 +68,9 @@ class Step:
         method: Method,
         number: int,
         takeover: Takeover,
+        applying: Applying,
         owner: Any,
+        name: str,
         transport: Transport | None,
         loss_scale: float,
         expected: int,
@@ -72,6 +82,8 @@ class Step:
     ) -> None:
         self.method = method
         self.takeover = takeover
+        self._applying = applying
+        self._name = name
         self.transport = transport
         self.loss_scale = loss_scale
         self.second_moments = second_moments
@@ -98,7 +110,7 @@ class Step:
         self._companies: dict[tuple[Backend, int], list[Exchange]] = {}
         self._proposals: list[Proposals] = []
         self._uncounted = uncounted
-        self._tokens = torch.ones(token_count)
+        self._tokens = torch.ones(token_count, dtype=torch.float32, device="cpu")
         self._flag: int | None = None
         self._began = time.perf_counter()
         self._last_seen = self._began
@@ -109,6 +121,7 @@ class Step:
     def submit(self, entry: Tensor, gradient: torch.Tensor) -> Exchange | NodeExchange:
         """Take one gradient in; unless clipping must wait, encode it and start its collective."""
         position = len(self._exchanges)
+        self._applying.submitted(entry, gradient)
         exchange = self._exchange(entry, gradient, self._tokens[position : position + 1])
         self._exchanges[entry.name] = exchange
         if not self.deferred:
@@ -130,8 +143,11 @@ class Step:
         Returns:
             Seconds of waiting for the others' word.
         """
-        self.sealed = True
         exchanges = self._exchanges.values()
+        touched = next((name for name, exchange in self._exchanges.items() if exchange.touched), None)
+        if touched is not None:
+            raise RuntimeError(TOUCHED.format(name=touched))
+        self.sealed = True
         if self.deferred:
             assert self.method.clip_norm is not None
             alike: dict[Backend, list[Exchange | NodeExchange]] = {}
@@ -163,6 +179,17 @@ class Step:
             Seconds of waiting.
         """
         return sum(exchange.land(*totals) for exchange in self._exchanges.values())
+
+    def hand_over(self, entry: Tensor, *, due: bool, faithful: bool) -> None:
+        """Horovod gets a tensor's gradient; see :meth:`Tensor.came_back`. Of a skipped step none is to be applied."""
+        if self.abandoned:
+            entry.forget_gradient()
+        else:
+            self._applying.came_back(entry, due=due, faithful=faithful)
+
+    def unfinished(self) -> str | None:
+        """The name of a parameter whose gradient waits for ``synchronize()``; None if there is none."""
+        return None if self.sealed or self.given_up else next(iter(self._exchanges), None)
 
     def discard(self) -> None:
         """Wait for what is under way and forget it; nothing has been committed."""
@@ -263,11 +290,14 @@ class Step:
         return clip_limit(clip_norm, self.workers, self.dense_factor)
 
     def _send_flag(self) -> None:
-        flag = torch.tensor([float(sum(exchange.nonfinite for exchange in self._exchanges.values()))])
+        nonfinite = sum(exchange.nonfinite for exchange in self._exchanges.values())
+        flag = torch.tensor([nonfinite], dtype=torch.float32, device="cpu")
         for proposals in self._proposals:
             count = proposals.nonfinite
             # On the device, and there without waiting for it.
             flag = count + flag.to(count.device, non_blocking=True) if isinstance(count, torch.Tensor) else flag + count
         if not self.on_device:
             flag = flag.cpu()
-        self._flag = hvd.allreduce_async(flag, name=NONFINITE, op=hvd.Sum, process_set=self.process_set)
+        self._flag = hvd.allreduce_async(
+            flag, name=f"{NONFINITE}.{self._name}", op=hvd.Sum, process_set=self.process_set
+        )

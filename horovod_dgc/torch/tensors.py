@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import weakref
 from typing import Any
 
 import torch
@@ -16,6 +17,18 @@ from horovod_dgc.torch.backends import Backend
 from horovod_dgc.torch.takeover import Takeover
 
 
+@dataclasses.dataclass
+class Back:
+    """A gradient that has come back; see :meth:`Tensor.came_back`. ``version``: how often it had been changed by then,
+    or, once it has been ``applied``, by the end of that."""
+
+    gradient: weakref.ref[torch.Tensor]
+    version: int
+    due: bool
+    faithful: bool
+    applied: bool = False
+
+
 class Tensor:
     """A parameter with its residual, velocity and codec's memory (float32, flat, on its device) and its counts.
 
@@ -26,13 +39,16 @@ class Tensor:
         number: of the parameter in the model, the same on all ranks, for random numbers.
         part: what this rank keeps the state of, where a node's ranks share the parameter among them; else None.
         shape: of the parameter, or of the part.
+        wire_name: what Horovod calls the parameter, and so what its collectives are called after.
+        share: what the reduction multiplies the mean of the workers' velocities by.
+        common: whether the velocity is the same on all ranks.
     """
 
     def __init__(
         self, number: int, name: str, parameter: torch.nn.Parameter, backend: Backend, part: Part | None = None
     ) -> None:
         self.number = number
-        self.name = name
+        self.name = self.wire_name = name
         self.parameter = parameter
         self.backend = backend
         self.part = part
@@ -45,23 +61,30 @@ class Tensor:
         self.velocity_view: Any = None
         self.memory_view: Any = None
         self.stepped = False
+        self.share = 1.0
+        self.common = True
+        self._back: Back | None = None
 
     def prepare(self, plan: Plan, takeover: Takeover, workers_added_up: float) -> None:
-        """Make the state; the velocity goes on from where the optimizer's momentum buffer stands.
+        """Make the state if there is none; the velocity goes on from where the optimizer's momentum buffer stands.
+
+        That may be one that a checkpoint has brought at any time.
 
         Args:
             plan: of the tensor, in any step.
             workers_added_up: number of workers whose velocities the reduction adds up, each of which gets its share
                 of the buffer; 1 where it takes their mean, or where momentum follows the reduction.
         """
-        velocity = self._zeros(plan.numel) if takeover.momentum else None
-        self.replace(self._zeros(plan.numel) if plan.residual else None, velocity, None, False)
-        self.settle(plan)
-        if self.velocity is not None:
-            buffer = takeover.momentum_buffer(self.parameter)
-            if buffer is not None:
-                self.velocity.copy_(self._own(buffer.reshape(-1)) / workers_added_up)
-                self.stepped = True
+        if self.residual is None:
+            velocity = self._zeros(plan.numel) if takeover.momentum else None
+            self.replace(self._zeros(plan.numel) if plan.residual else None, velocity, None, False)
+            self.settle(plan)
+            self.common = True
+        self.share = workers_added_up
+        buffer = takeover.momentum_buffer(self.parameter)
+        if buffer is not None and self.velocity is not None:
+            self.velocity.copy_(self._own(buffer.reshape(-1)) / workers_added_up)
+            self.stepped = self.common = True
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds: the parameter's shape, plain values, and the live residual and velocity."""
@@ -93,11 +116,67 @@ class Tensor:
         A residual that has been loaded and waits to be sent stays all the same.
         """
         if not plan.residual and (self.residual is None or not self.residual.any()):
-            self.residual = torch.zeros(1, device=self.parameter.device).expand(plan.numel)
+            self.residual = self._zeros(1).expand(plan.numel)
             self.residual_view = None
         if plan.codec.memory and self.memory is None:
             self.memory = self._zeros(plan.codec.memory)
             self.memory_view = self.backend.view(self.memory)
+
+    def came_back(self, *, due: bool, faithful: bool) -> None:
+        """A gradient has come back, and Horovod is about to hand it over.
+
+        Args:
+            due: it is the mean itself, and momentum and weight decay are still to be applied to it.
+            faithful: there is nothing else in it.
+        """
+        gradient = self.parameter.grad
+        if gradient is not None:
+            # By set_(), which counts as one change; with sparse gradients by several.
+            self._back = Back(weakref.ref(gradient), gradient._version + 1, due, faithful or gradient.is_sparse)
+
+    def forget_gradient(self) -> None:
+        """What has come back is not to be applied."""
+        self._back = None
+
+    def applied(self) -> None:
+        """The optimizer has applied what has come back."""
+        if self._back is not None:
+            gradient = self._back.gradient()
+            self._back.version = 0 if gradient is None else gradient._version
+            self._back.applied = True
+
+    @property
+    def due(self) -> bool:
+        """Whether momentum and weight decay are to be applied to the gradient that the optimizer will see."""
+        back = self._back
+        if back is None or not back.due or self.parameter.grad is None:
+            return False
+        return not back.applied or back.gradient() is self.parameter.grad
+
+    @property
+    def gradient_changed(self) -> bool:
+        """Whether what has come back, holds more than the mean, and is to be applied, is not what came back any more.
+
+        Unscaling by a GradScaler does not count as a change.
+        """
+        back = self._back
+        if back is None or back.faithful or back.applied:
+            return False
+        gradient = back.gradient()
+        return gradient is None or gradient is not self.parameter.grad or gradient._version > back.version
+
+    def exchanged_before(self, gradient: torch.Tensor, passes: int) -> bool:
+        """Whether this holds more than the mean, has been applied, and has only been added to since.
+
+        Zeroing it would have been one more change.
+
+        Args:
+            passes: backward passes before an exchange.
+        """
+        back = self._back
+        if back is None or back.faithful or not back.applied or back.gradient() is not gradient:
+            return False
+        return gradient._version <= back.version + passes
 
     def weights_view(self) -> Any:
         """The values of the parameter, or of the part, flat, as the backend reads them."""

@@ -23,13 +23,13 @@ import horovod.torch as hvd
 import torch
 from checks.checkpoints import METHODS, nesterov, restore, steps
 from checks.common import compressed, digest, small_model, state_digest
+from faults import SAVED_EVERY
 
 from horovod_dgc.torch import load_checkpoint, save_checkpoint
 from horovod_dgc.torch.backends import CoreBackend
 from horovod_dgc.torch.exchange import Exchange
 
 STEPS = 24
-SAVED_EVERY = 4
 SLEEPS = {"sleep": 600.0, "nap": 11.0}
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 POINTS = {"encode": (CoreBackend, "propose"), "gather": (Exchange, "_send"), "decode": (CoreBackend, "decode_add")}

@@ -1,4 +1,4 @@
-"""Run on every rank: all ``check_*`` functions of one module. Usage: run_checks.py MODULE RESULT_FILE [SECONDS]"""
+"""Run checks on every rank. Usage: run_checks.py RESULTS SECONDS GRACE MODULE[::CHECK]... (tests/support/rank.py)"""
 
 from __future__ import annotations
 

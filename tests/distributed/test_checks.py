@@ -1,31 +1,48 @@
-"""Each function of ``checks/`` on 2, 3 and 4 real processes, under horovodrun with Gloo or under mpirun."""
+"""Each function of ``checks/`` on real processes, under horovodrun with Gloo or under mpirun.
+
+Short, every check once; long, on 2, 3 and 4 processes and under both launchers.
+"""
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import pytest
-from launch import LAUNCHERS
-from outcomes import TIMEOUT_SECONDS, grid, outcome
+from outcomes import Job, Launch, grid, long_grid
 
 HERE = Path(__file__).parent
-# Every number of ranks under every launcher.
+# What is promised for every number of ranks under every launcher.
 EVERYWHERE = ("invariants", "refusals")
-# Every number of ranks and every launcher.
 MODULES = ("checkpoint_refusals", "checkpoints", "dense", "models", "options")
+# With more steps if long.
+TRAININGS = ("family", "precision")
 # PowerSGD is allreduced, and of three summands an allreduce's rounding depends on what Horovod happens to fuse.
-ENVIRONMENT = {"elastic": (("HOROVOD_FUSION_THRESHOLD", "0"),)}
-CASES = [
-    *grid(HERE, EVERYWHERE, itertools.product(LAUNCHERS, (2, 3, 4))),
-    *grid(HERE, MODULES, [("horovodrun", 2), ("mpirun", 3), ("mpirun", 4)]),
-    *grid(HERE, ["hierarchy"], [("nodes", 4), ("mpirun", 4)]),
-    *grid(HERE, ["elastic", "family", "precision"], [("mpirun", 2), ("horovodrun", 3)]),
+UNFUSED = (("HOROVOD_FUSION_THRESHOLD", "0"),)
+
+
+def launch(launcher: str, ranks: int, environment: tuple[tuple[str, str], ...] = ()) -> Launch:
+    return Launch(HERE, launcher, ranks, environment)
+
+
+SHORT = [
+    *grid(MODULES + TRAININGS, launch("mpirun", 2)),
+    *grid(EVERYWHERE, launch("horovodrun", 3)),
+    *grid(["hierarchy"], launch("nodes", 4)),
+    *grid(["elastic"], launch("mpirun", 2, UNFUSED)),
+    *grid(["one_worker"], launch("mpirun", 1)),
+]
+LONG = [
+    *long_grid(EVERYWHERE + TRAININGS, launch("mpirun", 2)),
+    *long_grid(MODULES + TRAININGS, launch("horovodrun", 3)),
+    *long_grid((*EVERYWHERE, *MODULES, "hierarchy"), launch("mpirun", 4)),
+    *long_grid(EVERYWHERE, launch("horovodrun", 2)),
+    *long_grid(EVERYWHERE, launch("mpirun", 3)),
+    *long_grid(EVERYWHERE, launch("horovodrun", 4)),
+    *long_grid(["elastic"], launch("horovodrun", 3, UNFUSED)),
+    *long_grid(["one_worker"], launch("horovodrun", 1)),
 ]
 
 
-@pytest.mark.parametrize(("launcher", "ranks", "module", "check"), CASES)
-@pytest.mark.timeout(TIMEOUT_SECONDS + 60)
-def test_check(launcher: str, ranks: int, module: str, check: str) -> None:
-    failure = outcome(HERE, launcher, ranks, module, environment=ENVIRONMENT.get(module, ()))[check]
-    assert not failure, failure
+@pytest.mark.parametrize(("launch", "check"), SHORT + LONG)
+def test_check(job: Job, check: str) -> None:
+    job.assert_passed(check)

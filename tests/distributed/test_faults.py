@@ -15,9 +15,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from faults import FAULTY, GLOO_SECONDS, JOB_SECONDS, POINTS, RANKS, STALL_SECONDS, ends, train, undisturbed
+from faults import (
+    FAULTY,
+    GLOO_SECONDS,
+    JOB_SECONDS,
+    POINTS,
+    RANKS,
+    STALL_SECONDS,
+    ends,
+    resumes_at,
+    train,
+    undisturbed,
+)
 
 SCRIPT = Path(__file__).parent / "faulty_training.py"
+LONG = pytest.mark.long
 # Seconds until the survivors' error. A death is noticed at once; a stopped process by Gloo's time-out; a rank that
 # sleeps by MPI's stall check, which looks every STALL_SECONDS / 2 and begins with a second negotiation.
 NOTICED = {
@@ -73,12 +85,24 @@ def ender(folder: Path) -> Callable[[], None]:
     return look
 
 
-@pytest.mark.parametrize(("launcher", "fault"), NOTICED)
+@pytest.mark.parametrize(
+    ("launcher", "faults"),
+    [
+        pytest.param("horovodrun", [("kill", "encode"), ("stop", "gather")], id="horovodrun"),
+        pytest.param("mpirun", [("kill", "gather")], id="mpirun"),
+        *(
+            pytest.param(launcher, [(fault, point) for point in POINTS], id=f"{launcher}-{fault}", marks=LONG)
+            for launcher, fault in NOTICED
+        ),
+    ],
+)
 @pytest.mark.timeout(5 * JOB_SECONDS)
-def test_the_others_get_an_error_and_the_job_resumes_bit_for_bit(launcher: str, fault: str, tmp_path: Path) -> None:
-    """Three times in one job, each time at another point."""
+def test_the_others_get_an_error_and_the_job_resumes_bit_for_bit(
+    launcher: str, faults: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    """One fault after another, each in a job that goes on from where the last one ended."""
     step = 0
-    for point in POINTS:
+    for fault, point in faults:
         step += 6
         with watching(ender(tmp_path)) if fault == "stop" else contextlib.nullcontext():
             job = train(SCRIPT, launcher, tmp_path, fault, point, str(FAULTY), str(step))
@@ -94,9 +118,10 @@ def test_the_others_get_an_error_and_the_job_resumes_bit_for_bit(launcher: str, 
         print(f"{launcher} {fault} {point}: seen after {seconds} s, job over after {job.ended - struck:.1f} s")
     job = train(SCRIPT, launcher, tmp_path)
     assert job.finished.returncode == 0, job.finished.output[-3000:]
-    assert ends(job, 16) == undisturbed(SCRIPT, launcher)
+    assert ends(job, resumes_at(step)) == undisturbed(SCRIPT, launcher)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3 * JOB_SECONDS)
 def test_a_stopped_process_under_mpi_is_waited_for(tmp_path: Path) -> None:
     """Horovod's coordinator blocks in MPI, which has no time-out; the stall changes nothing once it ends."""
@@ -106,6 +131,7 @@ def test_a_stopped_process_under_mpi_is_waited_for(tmp_path: Path) -> None:
     assert ends(job, 0) == undisturbed(SCRIPT, "mpirun")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3 * JOB_SECONDS)
 def test_a_sleeping_rank_under_gloo_is_waited_for(tmp_path: Path) -> None:
     """Horovod 0.28.1's stall check does nothing with Gloo; the stall changes nothing once it ends."""

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from launch import run
+from launch import SUPPORT, run
 
 HERE = Path(__file__).parent
 STEPS = int(os.environ.get("SOAK_STEPS", "250"))
@@ -18,13 +18,13 @@ TIMEOUT_SECONDS = 180 + STEPS
 GROWTH_MIB = 4 + 1 / 1024 * STEPS
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("launcher", "ranks"), [("horovodrun", 2), ("mpirun", 3)])
 @pytest.mark.timeout(TIMEOUT_SECONDS + 60)
 def test_soak(launcher: str, ranks: int, tmp_path: Path) -> None:
     result = tmp_path / "figures.json"
     command = [str(HERE / "soak.py"), str(STEPS), str(result)]
-    paths = os.pathsep.join([str(HERE), str(HERE.parent / "support")])
-    finished = run(launcher, ranks, command, timeout=TIMEOUT_SECONDS, extra={"PYTHONPATH": paths})
+    finished = run(launcher, ranks, command, timeout=TIMEOUT_SECONDS, paths=(HERE, SUPPORT))
     assert finished.returncode == 0, finished.output[-6000:]
     figures = json.loads(result.read_text())
     for rank, of_rank in enumerate(figures):

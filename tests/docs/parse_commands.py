@@ -1,7 +1,8 @@
 """Reads command lines of the project's Markdown as the programs would: ``parse_commands.py torch|tensorflow``.
 
-On standard input a JSON list of [where, program, words]; the programs are click commands called ``main``. Options must
-exist and have as many values as are given; whether a file exists that is only an example is not asked.
+On standard input a JSON list of [where, program, words]. A program is a script with a click command called ``main``, or
+"horovod_dgc" for the package's commands. Options must exist and have as many values as are given; whether a file exists
+that is only an example is not asked.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from pathlib import Path
 
 import click
 
+from horovod_dgc.commands import commands
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @functools.cache
 def program(name: str) -> click.Command | None:
     """The program's command, without running it; None if it is not one of click's."""
+    if name == "horovod_dgc":
+        return commands
     path = ROOT / name
     sys.path.insert(0, str(path if path.is_dir() else path.parent))
     try:

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from documents import PAGES, ROOT, Command
 
 from horovod_dgc.commands import commands as horovod_dgc_commands
+from horovod_dgc.doctor.combinations import COMBINATIONS
 
 HERE = Path(__file__).parent
 TIMEOUT_SECONDS = 240
@@ -100,21 +101,6 @@ def _own_commands() -> list[Command]:
     return found
 
 
-def test_commands_of_the_package_are_understood() -> None:
-    found = _own_commands()
-    assert len(found) >= 5
-    for command in found:
-        words = list(command.words)
-        if len(words) <= 1:
-            assert not words or words[0] in horovod_dgc_commands.commands, command
-        else:
-            # Fails as the command line would.
-            context = horovod_dgc_commands.make_context("horovod-dgc", words[:1])
-            _, chosen, rest = horovod_dgc_commands.resolve_command(context, words)
-            assert chosen is not None, command
-            chosen.make_parser(context).parse_args(rest)
-
-
 def test_plans_that_are_shown_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     plans = [c for c in _own_commands() if c.words[:1] == ("plan",) and len(c.words) > 2]
@@ -127,19 +113,36 @@ def test_plans_that_are_shown_can_be_made(tmp_path: Path, monkeypatch: pytest.Mo
         assert "recommended" in result.output, command
 
 
+def test_versions_that_doctor_knows_are_those_of_the_pages() -> None:
+    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs" / "reliability.md").read_text().split("## Versions that were tried")[1]
+    for combination in COMBINATIONS:
+        assert combination.versions[combination.framework] in readme, combination
+        missing = [version for version in combination.everything().values() if version not in page]
+        assert not missing, f"{combination}: {missing}"
+
+
+def test_the_page_of_plan_has_all_of_its_options_and_no_other() -> None:
+    options = {name for parameter in horovod_dgc_commands.commands["plan"].params for name in parameter.opts}
+    said = re.findall(r"`(--[a-z-]+)", (ROOT / "docs" / "plan.md").read_text())
+    assert set(said) == {option for option in options if option.startswith("--")} | {"--compression"}
+
+
 @pytest.mark.parametrize("framework", ["torch", "tensorflow"])
-def test_programs_that_are_named_exist_and_have_these_options(framework: str) -> None:
+def test_commands_exist_and_have_these_options(framework: str) -> None:
     tasks: list[object] = []
-    for page in PAGES:
-        for command in documents.commands(page, "python"):
-            words = [word.replace("/opt/examples/", "examples/") for word in command.words if word != "-P"]
-            if words[:2] == ["-m", "pytest"]:
-                paths = [word for word in words[2:] if "/" in word and not word.startswith("-")]
-                assert all((ROOT / path.partition("::")[0]).exists() for path in paths), command
-            elif words and re.match(r"(examples|benchmarks|tools|tests)/", words[0]):
-                assert (ROOT / words[0]).exists(), command
-                if ("tensorflow" in words[0]) == (framework == "tensorflow") and not words[0].startswith("tests"):
-                    tasks.append([str(command), words[0], words[1:]])
+    if framework == "torch":
+        tasks += [[str(command), "horovod_dgc", command.words] for command in _own_commands()]
+        assert len(tasks) >= 5
+    for command in [command for page in PAGES for command in documents.commands(page, "python")]:
+        words = [word.replace("/opt/examples/", "examples/") for word in command.words if word != "-P"]
+        if words[:2] == ["-m", "pytest"]:
+            paths = [word for word in words[2:] if "/" in word and not word.startswith("-")]
+            assert all((ROOT / path.partition("::")[0]).exists() for path in paths), command
+        elif words and re.match(r"(examples|benchmarks|tools|tests)/", words[0]):
+            assert (ROOT / words[0]).exists(), command
+            if ("tensorflow" in words[0]) == (framework == "tensorflow"):
+                tasks.append([str(command), words[0], words[1:]])
     wrong = _in_process("parse_commands.py", framework, tasks) if tasks else ""
     assert not wrong, wrong
 

@@ -7,25 +7,27 @@ from pathlib import Path
 import horovod.torch as hvd
 import pytest
 import torch
-from outcomes import grid, outcome
+from outcomes import LONG, Job, Launch, grid
 
 FOLDER = Path(__file__).parents[1] / "distributed"
 MODULES = ("device", "invariants", "dense", "precision")
-SECONDS = 150
+DEVICE = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cuda"
 # What NCCL needs to find ranks of one machine that claim to be on several.
 NCCL = (("NCCL_SOCKET_IFNAME", "lo"), ("NCCL_IB_DISABLE", "1"))
+WITHOUT_NCCL = pytest.mark.skipif(not hvd.nccl_built(), reason="Horovod was built without NCCL")
 
 
-@pytest.mark.parametrize("collectives", ["device", "host"])
-@pytest.mark.parametrize(("launcher", "ranks", "module", "check"), grid(FOLDER, MODULES, [("horovodrun", 2)]))
-@pytest.mark.timeout(SECONDS + 60)
-def test_check(launcher: str, ranks: int, module: str, check: str, collectives: str) -> None:
-    if collectives == "device" and not hvd.nccl_built():
-        pytest.skip("Horovod was built without NCCL")
-    environment = (
-        ("HOROVOD_DGC_TEST_DEVICE", f"cuda:{torch.cuda.current_device()}"),
-        ("HOROVOD_DGC_TEST_COLLECTIVES", collectives),
-        *NCCL,
-    )
-    failure = outcome(FOLDER, launcher, ranks, module, environment=environment, timeout=SECONDS)[check]
-    assert not failure, failure
+def launch(collectives: str) -> Launch:
+    on_device = (("HOROVOD_DGC_TEST_DEVICE", DEVICE), ("HOROVOD_DGC_TEST_COLLECTIVES", collectives))
+    return Launch(FOLDER, "horovodrun", 2, (*on_device, *NCCL, *LONG))
+
+
+@pytest.mark.parametrize(
+    ("launch", "check"),
+    [
+        *grid(MODULES, launch("device"), prefix="device-", marks=[WITHOUT_NCCL]),
+        *grid(MODULES, launch("host"), prefix="host-"),
+    ],
+)
+def test_check(job: Job, check: str) -> None:
+    job.assert_passed(check)

@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("docs", "docker", "csrc", "examples", "benchmarks")
+FOLDERS = ("docs", "docker", "csrc", "examples", "benchmarks", "tests", "tools")
 PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))])
 
 # What an HTML comment in a page says of the snippets after it.

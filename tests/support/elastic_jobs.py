@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from launch import execute
+from launch import SUPPORT, execute
 
 LIMIT_SECONDS = 150
 # Names of this machine: Horovod never uses a host again on which a worker has failed.
@@ -33,14 +32,13 @@ def run_elastic(
     (folder / "hosts-then").write_text("\n".join(then))
     (folder / "victim").write_text(victim.split(":")[0])
     extra = {
-        "PYTHONPATH": os.pathsep.join([str(script.parent), str(Path(__file__).parent)]),
         # Survivors wait that long for a dead rank; and a new one must have started within it on a busy machine.
         "HOROVOD_GLOO_TIMEOUT_SECONDS": "20" if victim != "nobody" else "60",
     }
     command = ["horovodrun", "--gloo", "-np", "2", "--min-np", "2", "--max-np", "3"]
     command += ["--host-discovery-script", str(discover), "--network-interface", "lo"]
     command += [sys.executable, str(script), str(folder), op, str(size)]
-    finished = execute(command, timeout=LIMIT_SECONDS, extra=extra)
+    finished = execute(command, timeout=LIMIT_SECONDS, extra=extra, paths=(script.parent, SUPPORT))
     why = "hung" if finished.returncode is None else f"ended with {finished.returncode}"
     assert finished.returncode == 0, f"{why}:\n{finished.output[-6000:]}"
     return finished.output

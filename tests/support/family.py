@@ -1,4 +1,7 @@
-"""One instance of every method, and of every variant that travels in another way, for checks on real ranks."""
+"""Every method on real ranks, against all workers in one process: what the checks of both adapters share.
+
+Which methods these are, and in which settings, is in method_cases.on_ranks.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +9,17 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from rank import by_length
 
-from horovod_dgc import METHODS, exchange, method
+from horovod_dgc import exchange
 from horovod_dgc.methods.base import FloatArray as Array
 from horovod_dgc.methods.base import Method, Outputs, Plan
 
 # Of the optimizers in these checks, where the method takes momentum over from them.
 MOMENTUM = 0.5
 
-# Settings under which a small tensor shows what each method does; a method without an entry is taken as it is.
-VARIANTS: dict[str, list[dict[str, object]]] = {
-    "dgc": [{"density": 0.01, "values": "int8"}, {"density": 0.01, "momentum_correction": False}],
-    "topk": [{"density": 0.02}, {"density": 0.02, "error_feedback": False}],
-    "gradient-dropping": [{"density": 0.02}, {"density": 0.02, "scope": "global", "cap": 0.1}],
-    "randomk": [{"density": 0.05}, {"density": 0.05, "error_feedback": False, "values": "float16"}],
-    "terngrad": [{}, {"shared_scale": True}],
-    "strom": [{"threshold": 40.0, "cap": 0.1}],
-    "dryden": [{"density": 0.02}],
-    "adacomp": [{"cap": 0.1}],
-    "vgc": [{"cap": 0.1}, {"cap": 0.1, "threshold": 30.0, "values": "float32"}],
-    "powersgd": [{"rank": 1}, {"rank": 3}],
-    "countsketch": [{"density": 0.01}],
-}
-
-
-def family() -> list[Method]:
-    """Every registered method, in each of its variants."""
-    return [method(name, **settings) for name in METHODS for settings in VARIANTS.get(name, [{}])]
+# Twice as many as sums that feed back can be compared for, see below.
+STEPS = by_length(16, long=50)
 
 
 def reduced_alone(

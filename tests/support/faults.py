@@ -11,11 +11,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch import Finished, run
+from launch import SUPPORT, Finished, run
 
 RANKS = 3
 FAULTY = 1
 POINTS = ("encode", "gather", "decode")
+# As in the trainings.
+SAVED_EVERY = 4
 GLOO_SECONDS = 10.0
 STALL_SECONDS = 4.0
 # Start, training and shutdown of a job on a busy machine; past that it hangs.
@@ -46,14 +48,19 @@ def train(script: Path, launcher: str, folder: Path, *fault: str) -> Job:
     for stale in [*folder.glob("seen-*"), *folder.glob("end-*"), *folder.glob("struck")]:
         stale.unlink()
     command = [str(script), str(folder), *fault]
-    extra = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(script.parent), str(Path(__file__).parent)])}
     try:
-        finished = run(launcher, RANKS, command, timeout=JOB_SECONDS, extra=extra)
+        paths = (script.parent, SUPPORT)
+        finished = run(launcher, RANKS, command, timeout=JOB_SECONDS, extra=ENVIRONMENT, paths=paths)
         return Job(finished, time.time(), folder)
     finally:
         for number in [path.read_text() for path in folder.glob("pid-*")]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(number), signal.SIGKILL)
+
+
+def resumes_at(step: int) -> int:
+    """The step that a job begins with after a fault in ``step``."""
+    return step // SAVED_EVERY * SAVED_EVERY
 
 
 @functools.cache

@@ -21,13 +21,13 @@ import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 from checks.common import Dense, Trainer, batch, sgd, state, vector
+from faults import SAVED_EVERY
 
 from horovod_dgc import DGC
 from horovod_dgc.tensorflow import load_checkpoint, save_checkpoint, step
 from horovod_dgc.tensorflow.takeover import state_of
 
 STEPS = 24
-SAVED_EVERY = 4
 # The operation before whose result the rank dies.
 POINTS = {"encode": "horovod_dgc_propose", "gather": "allgather", "decode": "horovod_dgc_finish"}
 

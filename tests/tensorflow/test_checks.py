@@ -1,4 +1,7 @@
-"""Each function of ``checks/`` on real processes, under horovodrun with Gloo and under mpirun, for each Keras."""
+"""Each function of ``checks/`` on real processes, under horovodrun with Gloo or under mpirun, for each Keras.
+
+Short, every check once with Keras 3; long, what depends on the launcher under the other as well, and with tf_keras.
+"""
 
 from __future__ import annotations
 
@@ -6,36 +9,44 @@ import importlib.metadata
 from pathlib import Path
 
 import pytest
-from outcomes import grid, outcome
+from outcomes import Job, Launch, grid, long_grid
 
 HERE = Path(__file__).parent
-TIMEOUT_SECONDS = 480
-MPI, GLOO = ("mpirun", 2), ("horovodrun", 3)
-LEGACY = (("TF_USE_LEGACY_KERAS", "1"),)
+CHECK_SECONDS = 240.0
+
+
+def launch(launcher: str, ranks: int, environment: tuple[tuple[str, str], ...] = ()) -> Launch:
+    return Launch(HERE, launcher, ranks, environment, CHECK_SECONDS)
+
 
 if importlib.metadata.version("keras").startswith("3"):
-    CASES = [((), *case) for case in grid(HERE, ("invariants", "refusals"), (MPI, GLOO))]
-    CASES += [((), *case) for case in grid(HERE, ("checkpoints", "dense", "elastic", "family", "precision"), (MPI,))]
-    CASES += [((), *case) for case in grid(HERE, ("fitting", "models"), (GLOO,))]
+    EVERYWHERE = ("invariants", "refusals")
     # There a rank may hear nothing from another for longer than the 30 seconds that Gloo waits by itself.
-    patient = (("HOROVOD_GLOO_TIMEOUT_SECONDS", "120"),)
-    CASES += [(patient, *case) for case in grid(HERE, ("hierarchy",), (("nodes", 4),))]
+    PATIENT = (("HOROVOD_GLOO_TIMEOUT_SECONDS", "120"),)
     # TensorFlow with tf_keras: what depends on Keras, Horovod's own optimizer included.
-    CASES += [(LEGACY, *case) for case in grid(HERE, ("fitting",), (MPI,))]
-    CASES += [(LEGACY, *case) for case in grid(HERE, ("dense",), (("horovodrun", 2),))]
+    LEGACY = (("TF_USE_LEGACY_KERAS", "1"),)
+    CASES = [
+        *grid((*EVERYWHERE, "checkpoints", "dense", "elastic", "family", "precision"), launch("mpirun", 2)),
+        *grid(("fitting", "models"), launch("horovodrun", 3)),
+        *grid(("hierarchy",), launch("nodes", 4, PATIENT)),
+        *grid(("one_worker",), launch("mpirun", 1)),
+        # With all of their steps.
+        *long_grid(("family", "precision"), launch("mpirun", 2)),
+        *long_grid(EVERYWHERE, launch("horovodrun", 3)),
+        *long_grid(("fitting",), launch("mpirun", 2, LEGACY), prefix="tf_keras-"),
+        *long_grid(("dense",), launch("horovodrun", 2, LEGACY), prefix="tf_keras-"),
+        *long_grid(("one_worker",), launch("horovodrun", 1)),
+    ]
 else:
     # What depends on Keras or on how TensorFlow traces; methods and loss scales of a tape do not.
-    MODULES = ("checkpoints", "dense", "elastic", "invariants", "models", "refusals")
-    CASES = [((), *case) for case in grid(HERE, MODULES, (MPI,))]
-    CASES += [((), *case) for case in grid(HERE, ("fitting",), (GLOO,))]
+    CASES = [
+        *grid(("checkpoints", "dense", "elastic", "invariants", "models", "refusals"), launch("mpirun", 2)),
+        *grid(("fitting",), launch("horovodrun", 3)),
+        *grid(("one_worker",), launch("mpirun", 1)),
+        *grid(("one_worker",), launch("horovodrun", 1)),
+    ]
 
 
-@pytest.mark.parametrize(
-    ("environment", "launcher", "ranks", "module", "check"),
-    CASES,
-    ids=["-".join([*(["tf_keras"] if case[0] == LEGACY else []), *map(str, case[1:])]) for case in CASES],
-)
-@pytest.mark.timeout(TIMEOUT_SECONDS + 60)
-def test_check(environment: tuple[tuple[str, str], ...], launcher: str, ranks: int, module: str, check: str) -> None:
-    result = outcome(HERE, launcher, ranks, module, environment=environment, timeout=TIMEOUT_SECONDS)
-    assert not result[check], result[check]
+@pytest.mark.parametrize(("launch", "check"), CASES)
+def test_check(job: Job, check: str) -> None:
+    job.assert_passed(check)

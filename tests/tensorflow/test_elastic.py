@@ -16,9 +16,11 @@ def test_a_worker_is_killed_and_another_joins(op: str, rank: int, tmp_path: Path
     elastic_jobs.check_that_a_killed_worker_is_replaced(SCRIPT, tmp_path, op, rank)
 
 
+@pytest.mark.long
 def test_a_host_is_taken_away(tmp_path: Path) -> None:
     elastic_jobs.check_that_a_host_can_be_taken_away(SCRIPT, tmp_path)
 
 
+@pytest.mark.long
 def test_a_worker_joins_where_there_is_momentum(tmp_path: Path) -> None:
     elastic_jobs.check_that_a_worker_can_join_where_there_is_momentum(SCRIPT, tmp_path)

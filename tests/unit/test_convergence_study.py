@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import made_up_data
 import numpy as np
 import pytest
 import torch
@@ -26,11 +27,7 @@ rng = np.random.default_rng(0)
 
 @pytest.fixture
 def spoken(tmp_path: Path) -> Path:
-    """Random utterances in the file of the spoken digits."""
-    lengths = rng.integers(6, 40, 60)
-    frames = rng.standard_normal((lengths.sum(), 13)).astype(np.float32)
-    np.savez(tmp_path / "digits.npz", X=frames, y=np.arange(60) % 10, lengths=lengths)
-    return tmp_path
+    return made_up_data.write_spoken_digits(tmp_path, 60)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import made_up_data
 import numpy as np
 import pytest
 
@@ -16,7 +17,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from support import family_report, simulated, tasks
 from support.contenders import DENSE, all_of_them
 
-from horovod_dgc import DGC, METHODS
+from horovod_dgc import DGC, METHODS, registry
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 # Under a name of its own: the tests' helpers have a module "family", too.
@@ -31,16 +32,7 @@ TINY = tasks.ImageTraining(images=16, epochs=1, workers=2, batch=4, width=4)
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
-    """Random images in Fashion-MNIST's files."""
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 16), ("t10k", 8)):
-        head = b"\0\0\x08"
-        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        labels = rng.integers(0, 10, count, dtype=np.uint8)
-        for name, array in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
-            sizes = np.array(array.shape, ">u4").tobytes()
-            (tmp_path / name).write_bytes(head + bytes([array.ndim]) + sizes + array.tobytes())
-    return tmp_path
+    return made_up_data.write_images(tmp_path, train=16, test=8)
 
 
 def test_a_row_for_each_method_and_none_run_twice(
@@ -92,12 +84,12 @@ def test_a_page_for_every_method_in_the_overview() -> None:
     assert {page.stem for page in PAGES.glob("*.md")} == {*METHODS, "README"}
 
 
-def test_the_example_of_a_new_method_works(tmp_path: Path) -> None:
-    """The first Python block of the overview's section on new methods."""
+def test_the_example_of_a_new_method_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python of the overview's section on new methods."""
+    monkeypatch.setattr(registry, "METHODS", dict(METHODS))
     section = (PAGES / "README.md").read_text().split("## A method of your own")[1]
-    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)
-    assert code is not None
     example = tmp_path / "example.py"
-    example.write_text(code[1])
-    result = runpy.run_path(str(example))["result"]
-    assert isinstance(result, np.ndarray) and np.count_nonzero(result)
+    example.write_text("\n".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL)))
+    names = runpy.run_path(str(example))
+    assert names["method"] == registry.parse("sparse-signs:density=0.02") == names["SparseSigns"](0.02)
+    assert isinstance(names["result"], np.ndarray) and np.count_nonzero(names["result"])

@@ -16,9 +16,9 @@ from click.testing import CliRunner, Result
 
 import horovod_dgc
 from horovod_dgc import DGC, shapes, traffic
+from horovod_dgc.commands import commands
 from horovod_dgc.cost import Cluster, Rates, predict
 from horovod_dgc.plan import contenders, models, units, view
-from horovod_dgc.commands import commands
 from horovod_dgc.rates import assumed
 
 JOB = ("--model", "alexnet-two-columns", "--workers", "64", "--bandwidth", "1gbit", "--step-time", "350ms")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
-from method_cases import CASES
+from method_cases import ENTRIES
 
 import horovod_dgc
 from horovod_dgc import (
@@ -16,6 +18,7 @@ from horovod_dgc import (
     QSGD,
     AdaComp,
     Method,
+    Plan,
     RandomK,
     SignSGD,
     TernGrad,
@@ -23,7 +26,11 @@ from horovod_dgc import (
     VarianceBased,
     Warmup,
     method,
+    register,
+    registry,
 )
+from horovod_dgc.coding import every_coordinate
+from horovod_dgc.methods.accumulating import Accumulating
 from horovod_dgc.registry import parse
 
 
@@ -147,16 +154,118 @@ def test_wrong_settings_are_refused(name: str, settings: dict[str, object], word
 
 
 def test_configurations_tell_methods_apart_and_are_the_same_in_every_process() -> None:
-    configurations = [case.method.configuration() for case in CASES]
-    assert len(set(configurations)) == len({repr(case.method) for case in CASES})
-    assert configurations == [case.method.configuration() for case in CASES]
+    configurations = [case.method.configuration() for case in ENTRIES]
+    assert len(set(configurations)) == len({repr(case.method) for case in ENTRIES})
+    assert configurations == [case.method.configuration() for case in ENTRIES]
     assert FP16().configuration() == "FP16(error_feedback=False)"
     code = "import horovod_dgc as h\nprint(*(h.method(name).configuration() for name in h.METHODS), sep='\\n')"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.splitlines() == [method(name).configuration() for name in METHODS]
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+@pytest.mark.parametrize("case", ENTRIES, ids=[case.name for case in ENTRIES])
 def test_settings_survive_their_own_description(case: object) -> None:
     made = case.method  # type: ignore[attr-defined]
     assert eval(made.configuration(), vars(horovod_dgc)) == made
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, type[Method]]:
+    """The registry, which is as before after the test."""
+    methods = dict(METHODS)
+    monkeypatch.setattr(registry, "METHODS", methods)
+    return methods
+
+
+@dataclass(frozen=True)
+class Own(TopK):
+    share: float = 0.5
+
+
+def test_a_registered_method_is_known_by_its_name(registered: dict[str, type[Method]]) -> None:
+    assert register("own-topk")(Own) is Own and registered["own-topk"] is Own
+    assert method("own-topk", share=0.25) == parse("own-topk:share=0.25") == Own(share=0.25)
+    assert registry.text(Own(share=0.25)) == "own-topk:share=0.25" and registry.name_of(Own()) == "own-topk"
+    with pytest.raises(ValueError, match="did you mean 'own-topk'"):
+        parse("own-tpok")
+    # As when the cell of a notebook runs again.
+    again = type("Own", (Own,), {"__module__": Own.__module__, "__qualname__": Own.__qualname__})
+    assert register("own-topk")(dataclass(frozen=True)(again)) is registered["own-topk"] is not Own
+
+
+class Undecorated(TopK):
+    pass
+
+
+class Whole(Accumulating):
+    def compressed(self, shape: Any, step: Any, outputs: Any) -> Plan:
+        return self.accumulated(every_coordinate(shape, "float32"))
+
+
+@dataclass
+class Changeable(Whole):
+    pass
+
+
+@dataclass(frozen=True)
+class Demanding(Whole):
+    bits: int
+
+
+@dataclass(frozen=True)
+class Abstract(Method):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("topk", Own, ("name of Own must be a new one", "'topk'", "TopK")),
+        ("Own", Own, ("lower-case letters", "'Own'")),
+        ("own_topk", Own, ("lower-case letters", "'own_topk'")),
+        ("own:topk", Own, ("lower-case letters", "'own:topk'")),
+        ("", Own, ("lower-case letters", "''")),
+        ("dense", Own, ("neither 'dense' nor 'none'",)),
+        (Own, Own, ("lower-case letters", "Own")),
+        ("own", TopK(), ("class derived from horovod_dgc.Method", "TopK(")),
+        ("own", dict, ("class derived from horovod_dgc.Method", "dict")),
+        ("own", Abstract, ("Abstract must define compressed",)),
+        ("own", Changeable, ("Changeable must be decorated with @dataclass(frozen=True)",)),
+        ("own", Undecorated, ("Undecorated must be decorated with @dataclass(frozen=True)",)),
+        ("own", Demanding, ("bits of Demanding must have a default",)),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_registered_is_refused(
+    registered: dict[str, type[Method]], name: Any, kind: Any, words: tuple[str, ...]
+) -> None:
+    before = dict(registered)
+    with pytest.raises(ValueError) as caught:
+        register(name)(kind)
+    for word in words:
+        assert word in str(caught.value)
+    assert registered == before
+
+
+@pytest.mark.parametrize("case", ENTRIES, ids=[case.name for case in ENTRIES])
+def test_text_of_a_method_parses_to_it(case: Any) -> None:
+    assert parse(registry.text(case.method)) == case.method
+
+
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (DGC(), "dgc"),
+        (DGC(density=0.01, clip_norm=2.0), "dgc:density=0.01,clip_norm=2.0"),
+        (TernGrad(None, True), "terngrad:clip=None,shared_scale=True"),
+        (RandomK(seed=2**64 - 1), f"randomk:seed={2**64 - 1}"),
+    ],
+)
+def test_only_what_differs_from_the_defaults_is_in_the_text(made: Method, text: str) -> None:
+    assert registry.text(made) == text
+
+
+@pytest.mark.parametrize("made", [DGC(warmup=Warmup(steps=3)), Own(), Undecorated(), "topk"])
+def test_what_text_cannot_say_is_refused(made: Any) -> None:
+    with pytest.raises(ValueError, match="method"):
+        registry.text(made)

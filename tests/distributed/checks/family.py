@@ -8,14 +8,13 @@ from typing import Any
 import horovod.torch as hvd
 import numpy as np
 import torch
-from family import MOMENTUM, compared_steps, dropped_globally, family, reduced_alone
+from family import MOMENTUM, STEPS, compared_steps, dropped_globally, reduced_alone
+from method_cases import on_ranks
 
 from checks.common import Fed, assert_ranks_identical, compressed
 from horovod_dgc import GradientDropping, Method, VarianceBased
 from horovod_dgc.cost import Cluster, Rates, predict
 from horovod_dgc.torch import SecondMoments
-
-STEPS = 50
 
 
 def follow(method: Method, transport: str, op: Any, steps: int = STEPS, backend: str = "auto") -> None:
@@ -49,17 +48,17 @@ def follow(method: Method, transport: str, op: Any, steps: int = STEPS, backend:
 
 
 def check_every_method_by_gathered_payloads() -> None:
-    for method in family():
+    for method in on_ranks():
         follow(method, "gather", hvd.Average)
 
 
 def check_every_method_by_allreduce() -> None:
-    for method in family():
+    for method in on_ranks():
         follow(method, "allreduce", hvd.Sum)
 
 
 def check_every_method_in_plain_torch() -> None:
-    for method in family():
+    for method in on_ranks():
         follow(method, "gather", hvd.Average, steps=8, backend="torch")
 
 

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import horovod.torch as hvd
 import torch
+from rank import by_length
 from torch import nn
 
 from checks.common import assert_ranks_identical, batch, compressed, small_model, vector
 from horovod_dgc import DGC
 
-STEPS = 300
 BATCHES = 12
-OVERFLOWS = {0, 1, *range(7, STEPS, 13)}  # attempts that overflow on one rank
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,10 @@ def loss_of(model: nn.Module, step: int, dtype: torch.dtype) -> torch.Tensor:
         return nn.functional.cross_entropy(model(images).float(), labels)
 
 
-def train(dtype: torch.dtype, overflows: set[int]) -> End:
-    """Train until ``STEPS`` steps have not been skipped; each has the batch that it would have without overflows."""
+def train(dtype: torch.dtype, steps: int, overflowing: bool) -> End:
+    """Train until so many steps have not been skipped; each has the batch that it would have without overflows."""
+    # Attempts that overflow on one rank.
+    overflows = {0, 1, *range(7, steps, 13)} if overflowing else set()
     model = small_model()
     # Statistics of a skipped step's batch would stay.
     model[1].eval()
@@ -57,9 +58,9 @@ def train(dtype: torch.dtype, overflows: set[int]) -> End:
         skipped = scaler.get_scale() < before
         assert skipped == (attempt in overflows), f"attempt {attempt} at scale {before}: skipped {skipped}"
         done += not skipped
-        if done == STEPS:
+        if done == steps:
             break
-    assert compression.stats().total.skipped == attempt + 1 - STEPS
+    assert compression.stats().total.skipped == attempt + 1 - steps
     assert_ranks_identical(model, f"{dtype} with {len(overflows)} overflows")
     with torch.no_grad():
         loss = sum(loss_of(model, step, dtype).item() for step in range(BATCHES)) / BATCHES
@@ -69,14 +70,14 @@ def train(dtype: torch.dtype, overflows: set[int]) -> End:
 def check_float32_and_bfloat16_with_overflows_end_where_they_would_have_ended() -> None:
     """The scale is a power of two, and bfloat16 has float32's range: to the last bit."""
     for dtype in (torch.float32, torch.bfloat16):
-        undisturbed, disturbed = train(dtype, set()), train(dtype, OVERFLOWS)
+        undisturbed, disturbed = (train(dtype, by_length(80, long=300), overflowing) for overflowing in (False, True))
         assert len(disturbed.scales) > 3, "the scale hardly changed: nothing is shown"
         assert torch.equal(undisturbed.parameters, disturbed.parameters), f"{dtype}: not where it would have ended"
 
 
 def check_float16_with_overflows_ends_where_it_would_have_ended() -> None:
     """What is below float16's range depends on the scale: the losses differ by 2 % of the first at most."""
-    undisturbed, disturbed = train(torch.float16, set()), train(torch.float16, OVERFLOWS)
+    undisturbed, disturbed = (train(torch.float16, 300, overflowing) for overflowing in (False, True))
     model = small_model()
     model[1].eval()
     with torch.no_grad():

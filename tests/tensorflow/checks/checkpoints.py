@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import horovod.tensorflow as hvd
 import numpy as np
@@ -106,6 +107,24 @@ def check_resizing_conserves_what_will_be_applied() -> None:
                         )
                 trainer.run(2, first=3)
                 assert_ranks_identical(trainer.model.variables, f"{workers} -> {hvd.size()}")
+
+
+def check_each_rank_reads_what_it_takes_over() -> None:
+    """No other shard is opened: on a cluster each is a file of gigabytes on somebody's disk."""
+    for workers in (1, hvd.size(), 5):
+        with shared_folder() as folder:
+            write_as(workers, folder, "average")
+            trainer = trainer_of()
+            opened: list[int] = []
+
+            class Recorded(files.Shard):
+                def __init__(self, manifest: files.Manifest, position: int) -> None:
+                    opened.append(position)  # noqa: B023
+                    super().__init__(manifest, position)
+
+            with patch.object(files, "Shard", Recorded):
+                load_checkpoint(folder, trainer.compression)
+            assert opened == list(range(hvd.rank(), workers, hvd.size())), f"{workers} -> {hvd.size()}: {opened}"
 
 
 def check_dropping_says_what_is_lost() -> None:

@@ -8,14 +8,13 @@ from typing import Any
 import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
-from family import MOMENTUM, compared_steps, dropped_globally, family, reduced_alone
+from family import MOMENTUM, STEPS, compared_steps, dropped_globally, reduced_alone
+from method_cases import on_ranks
 
 from checks.common import Fed, Trainer, assert_ranks_identical, keras, sgd
 from horovod_dgc import GradientDropping, Method, VarianceBased
 from horovod_dgc.tensorflow import Compression, DistributedOptimizer, SecondMoments
 from horovod_dgc.tensorflow.takeover import KERAS_3, raw
-
-STEPS = 50
 
 
 def follow(method: Method, transport: str, op: Any) -> None:
@@ -40,12 +39,12 @@ def follow(method: Method, transport: str, op: Any) -> None:
 
 
 def check_every_method_by_gathered_payloads() -> None:
-    for method in family():
+    for method in on_ranks():
         follow(method, "gather", hvd.Average)
 
 
 def check_every_method_by_allreduce() -> None:
-    for method in family():
+    for method in on_ranks():
         follow(method, "allreduce", hvd.Sum)
 
 

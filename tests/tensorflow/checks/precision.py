@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
+from rank import by_length
 
 from checks.common import Dense, Trainer, assert_ranks_identical, batch, keras, sgd, vector
 from horovod_dgc import DGC
 
-STEPS = 300
 BATCHES = 12
-OVERFLOWS = {0, 1, *range(7, STEPS, 13)}  # attempts that overflow on one rank
 
 
 class Mixed(Dense):
@@ -45,11 +44,13 @@ def loss_of(model: Mixed) -> float:
     return float(np.mean([model.loss(batch(step)) for step in range(BATCHES)]))
 
 
-def train(dtype: tf.DType, overflows: set[int]) -> End:
-    """Train until ``STEPS`` steps have not been skipped; each has the batch that it would have without overflows."""
+def train(dtype: tf.DType, steps: int, overflowing: bool) -> End:
+    """Train until so many steps have not been skipped; each has the batch that it would have without overflows."""
+    # Attempts that overflow on one rank.
+    overflows = {0, 1, *range(7, steps, 13)} if overflowing else set()
     model = Mixed(dtype)
     # Without overflows the scale must not grow into some of its own.
-    growth = 8 if overflows else 10 * STEPS
+    growth = 8 if overflows else 10 * steps
     scaled = keras.optimizers.LossScaleOptimizer(sgd(), initial_scale=2.0**10, dynamic_growth_steps=growth)
     scaled.build(model.variables)
     trainer = Trainer(model, DGC(density=0.05), scaled, settings={"transport": "gather"})
@@ -63,23 +64,24 @@ def train(dtype: tf.DType, overflows: set[int]) -> End:
         skipped = float(scaled.dynamic_scale.value) < before
         assert skipped == (attempt in overflows), f"attempt {attempt} at scale {before}: skipped {skipped}"
         done += not skipped
-        if done == STEPS:
+        if done == steps:
             break
-    assert trainer.compression.stats().total.skipped == attempt + 1 - STEPS
+    assert trainer.compression.stats().total.skipped == attempt + 1 - steps
     assert_ranks_identical(model.variables, f"{dtype} with {len(overflows)} overflows")
     return End(vector(model.variables), loss_of(model), scales)
 
 
 def check_bfloat16_with_overflows_ends_where_it_would_have_ended() -> None:
     """The scale is a power of two and bfloat16 has float32's range: to the last bit."""
-    undisturbed, disturbed = train(tf.bfloat16, set()), train(tf.bfloat16, OVERFLOWS)
+    steps = by_length(80, long=300)
+    undisturbed, disturbed = (train(tf.bfloat16, steps, overflowing) for overflowing in (False, True))
     assert len(disturbed.scales) > 3, "the scale hardly changed: nothing is shown"
     assert np.array_equal(undisturbed.variables, disturbed.variables)
 
 
 def check_float16_with_overflows_ends_where_it_would_have_ended() -> None:
     """What is below float16's range depends on the scale: the losses differ by 2 % of the first at most."""
-    undisturbed, disturbed = train(tf.float16, set()), train(tf.float16, OVERFLOWS)
+    undisturbed, disturbed = (train(tf.float16, 300, overflowing) for overflowing in (False, True))
     start = loss_of(Mixed(tf.float16))
     assert undisturbed.loss < 0.6 * start, f"{start} -> {undisturbed.loss}: nothing was learnt"
     assert abs(disturbed.loss - undisturbed.loss) < 0.02 * start, f"{undisturbed} {disturbed}"

@@ -24,6 +24,7 @@ def accuracy(contender: Contender) -> float:
     return 100 * simulated.train(contender.method_in(TRAINING, task.steps_per_epoch), None, task)["figure"]
 
 
+@pytest.mark.timeout(600)
 def test_near_dense_unless_the_residual_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     dense = accuracy(all_of_them()[DENSE])
     dgc = accuracy(Contender("dgc", DGC(density=0.01)))
