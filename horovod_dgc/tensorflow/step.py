@@ -49,7 +49,7 @@ class Exchange:
         plans = plans if members.workers > 1 else [plan.whole() for plan in plans]
         resolved = [transport.resolved(plan, members.workers, step.transport) for plan in plans]
         self._plans = [plan for _, plan in resolved]
-        self._messages = [_message(plan, way) for way, plan in resolved]
+        self._messages = _messages(resolved)
         codecs = [plan.codec for plan in self._plans]
         self.codec = codecs[0]
         self.contribution: tf.Tensor | None = None
@@ -67,6 +67,9 @@ class Exchange:
 
     def open(self, unscale: tf.Tensor, hyperparameters: Hyperparameters) -> None:
         """Agree with the other workers upon what the codec has to know beforehand, if it has."""
+        if "float16" in self._messages:
+            # Halves that are added up in halves: each worker sends its part of the mean, which a half holds.
+            unscale = unscale / self._members.workers
         self._inputs = (
             self._values,
             self._tensor.variable.handle,
@@ -205,6 +208,13 @@ class Exchange:
 
 def _bytes(values: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.bitcast(values, tf.uint8), [-1])
+
+
+def _messages(resolved: list[tuple[Transport, Plan]]) -> list[str]:
+    """For each stage of the schedule what travels and comes back, as csrc/tensorflow names it."""
+    messages = [_message(plan, way) for way, plan in resolved]
+    # Shares are for all stages alike.
+    return messages if len(set(messages)) == 1 else ["dense" if m == "float16" else m for m in messages]
 
 
 def _message(plan: Plan, way: Transport) -> Message:
