@@ -210,11 +210,13 @@ def _bytes(values: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.bitcast(values, tf.uint8), [-1])
 
 
-def _messages(resolved: list[tuple[Transport, Plan]]) -> list[str]:
-    """For each stage of the schedule what travels and comes back, as csrc/tensorflow names it."""
+def _messages(resolved: list[tuple[Transport, Plan]]) -> list[Message]:
+    """For each stage of the schedule what travels and comes back."""
     messages = [_message(plan, way) for way, plan in resolved]
     # Shares are for all stages alike.
-    return messages if len(set(messages)) == 1 else ["dense" if m == "float16" else m for m in messages]
+    if len(set(messages)) == 1:
+        return messages
+    return ["dense" if message == "float16" else message for message in messages]
 
 
 def _message(plan: Plan, way: Transport) -> Message:
