@@ -61,8 +61,8 @@ class Exchange:
         }
         used = set(self._messages)
         # Horovod's own allreduce can take what is summed in one and the same way in all stages, unless its sign is
-        # wanted, which takes no account of the factors that the allreduce puts in.
-        summed = len(used) == 1 and used <= set(SUMS) and not step.call.grouped
+        # wanted, which takes no account of the factors that the allreduce puts in, or a half could not hold them.
+        summed = len(used) == 1 and used <= set(SUMS) - {"float16"} and not step.call.grouped
         self.carried = summed and tensor.part is None and not self.codec.votes
 
     def open(self, unscale: tf.Tensor, hyperparameters: Hyperparameters) -> None:

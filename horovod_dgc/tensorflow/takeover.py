@@ -565,7 +565,7 @@ def _resource_apply_dense(takeover: Takeover, update: Callable[..., Any]) -> Cal
     return apply
 
 
-def _setattr(takeover: Takeover, assign: Callable[[Any, str, Any], None]) -> Callable[[Any, str, Any], None]:
+def _setattr(takeover: Takeover, assign: Callable[..., None]) -> Callable[[Any, str, Any], None]:
     def __setattr__(self: Any, name: str, value: Any) -> None:
         assign(self, name, value)
         if name == "momentum":
