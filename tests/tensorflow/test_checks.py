@@ -28,13 +28,14 @@ if importlib.metadata.version("keras").startswith("3"):
     CASES = [
         *grid((*EVERYWHERE, "checkpoints", "dense", "elastic", "family", "precision"), launch("mpirun", 2)),
         *grid(("fitting", "models"), launch("horovodrun", 3)),
+        *grid(("misuse", "promises", "several", "unbuilt"), launch("horovodrun", 2)),
         *grid(("hierarchy",), launch("nodes", 4, PATIENT)),
         *grid(("one_worker",), launch("mpirun", 1)),
         # With all of their steps and combinations.
         *long_grid(("family", "invariants", "precision"), launch("mpirun", 2)),
         *long_grid(EVERYWHERE, launch("horovodrun", 3)),
         *long_grid(("fitting",), launch("mpirun", 2, LEGACY), prefix="tf_keras-"),
-        *long_grid(("dense",), launch("horovodrun", 2, LEGACY), prefix="tf_keras-"),
+        *long_grid(("dense", "misuse", "promises", "unbuilt"), launch("horovodrun", 2, LEGACY), prefix="tf_keras-"),
         *long_grid(("one_worker",), launch("horovodrun", 1)),
     ]
 else:
