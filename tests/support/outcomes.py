@@ -58,6 +58,12 @@ def names(folder: Path, module: str) -> list[str]:
     return [f"{module}::{function}" for function in functions]
 
 
+def missing(folder: Path, cases: Iterable[Any]) -> set[str]:
+    """The checks of ``folder`` that none of these cases runs."""
+    modules = [path.stem for path in (folder / "checks").glob("[a-z]*.py")]
+    return {check for module in modules for check in names(folder, module)} - {case.values[1] for case in cases}
+
+
 def grid(modules: Iterable[str], launch: Launch, prefix: str = "", marks: Iterable[Any] = ()) -> list[Any]:
     """Parameters (launch, check) for every check of the modules; ``prefix`` begins the names of the tests."""
     marks = [pytest.mark.timeout(launch.test_seconds), *marks]

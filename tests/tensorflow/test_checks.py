@@ -9,7 +9,7 @@ import importlib.metadata
 from pathlib import Path
 
 import pytest
-from outcomes import LONG, Job, Launch, grid, long_grid
+from outcomes import LONG, Job, Launch, grid, long_grid, missing
 
 HERE = Path(__file__).parent
 CHECK_SECONDS = 240.0
@@ -19,7 +19,8 @@ def launch(launcher: str, ranks: int, environment: tuple[tuple[str, str], ...] =
     return Launch(HERE, launcher, ranks, environment, CHECK_SECONDS)
 
 
-if importlib.metadata.version("keras").startswith("3"):
+KERAS_3 = importlib.metadata.version("keras").startswith("3")
+if KERAS_3:
     EVERYWHERE = ("invariants", "refusals")
     # There a rank may hear nothing from another for longer than the 30 seconds that Gloo waits by itself.
     PATIENT = (("HOROVOD_GLOO_TIMEOUT_SECONDS", "120"),)
@@ -51,3 +52,8 @@ else:
 @pytest.mark.parametrize(("launch", "check"), CASES)
 def test_check(job: Job, check: str) -> None:
     job.assert_passed(check)
+
+
+@pytest.mark.skipif(not KERAS_3, reason="with Keras 2, only what depends on it")
+def test_every_check_is_run_in_the_short_length() -> None:
+    assert not missing(HERE, [case for case in CASES if not case.id.startswith("long-")])
