@@ -29,7 +29,7 @@ class Model:
         self._make = make
         self._tensors = tensors
         self._known: dict[Any, Tensor] = {}
-        self._source = given if hasattr(given, "trainable_variables") else None
+        self._source = given if hasattr(type(given), "trainable_variables") else None
         if self._source is None:
             self._add(_listed(given))
             if not self._tensors:
@@ -37,7 +37,7 @@ class Model:
                     "variables must not be empty: give the model itself, or build it first and give its "
                     "trainable_variables"
                 )
-        elif getattr(given, "built", True):
+        elif self._built:
             self.read()
 
     def read(self) -> bool:
@@ -46,13 +46,19 @@ class Model:
             return False
         return self._add(self._source.trainable_variables)
 
+    @property
+    def _built(self) -> bool:
+        """Whether the model may be asked for its variables; a ``tf.Module`` always."""
+        return bool(getattr(self._source, "built", True))
+
     def require(self, what: str) -> None:
         """Raise ValueError unless the model has variables by now.
 
         Args:
             what: cannot be done without them.
         """
-        self.read()
+        if self._built:
+            self.read()
         if not self._tensors:
             raise ValueError(f"the model has no variables yet: build it, or call it on a batch, before {what}")
 

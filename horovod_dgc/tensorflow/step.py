@@ -49,7 +49,7 @@ class Exchange:
         plans = plans if members.workers > 1 else [plan.whole() for plan in plans]
         resolved = [transport.resolved(plan, members.workers, step.transport) for plan in plans]
         self._plans = [plan for _, plan in resolved]
-        self._messages = [_message(plan, way) for way, plan in resolved]
+        self._messages = _messages(resolved)
         codecs = [plan.codec for plan in self._plans]
         self.codec = codecs[0]
         self.contribution: tf.Tensor | None = None
@@ -61,12 +61,15 @@ class Exchange:
         }
         used = set(self._messages)
         # Horovod's own allreduce can take what is summed in one and the same way in all stages, unless its sign is
-        # wanted, which takes no account of the factors that the allreduce puts in.
-        summed = len(used) == 1 and used <= set(SUMS) and not step.call.grouped
+        # wanted, which takes no account of the factors that the allreduce puts in, or a half could not hold them.
+        summed = len(used) == 1 and used <= set(SUMS) - {"float16"} and not step.call.grouped
         self.carried = summed and tensor.part is None and not self.codec.votes
 
     def open(self, unscale: tf.Tensor, hyperparameters: Hyperparameters) -> None:
         """Agree with the other workers upon what the codec has to know beforehand, if it has."""
+        if "float16" in self._messages:
+            # Halves that are added up in halves: each worker sends its part of the mean, which a half holds.
+            unscale = unscale / self._members.workers
         self._inputs = (
             self._values,
             self._tensor.variable.handle,
@@ -205,6 +208,15 @@ class Exchange:
 
 def _bytes(values: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.bitcast(values, tf.uint8), [-1])
+
+
+def _messages(resolved: list[tuple[Transport, Plan]]) -> list[Message]:
+    """For each stage of the schedule what travels and comes back."""
+    messages = [_message(plan, way) for way, plan in resolved]
+    # Shares are for all stages alike.
+    if len(set(messages)) == 1:
+        return messages
+    return ["dense" if message == "float16" else message for message in messages]
 
 
 def _message(plan: Plan, way: Transport) -> Message:

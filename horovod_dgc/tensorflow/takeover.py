@@ -219,7 +219,7 @@ class Takeover:
         """Called where somebody changes the optimizer's momentum."""
         if self._momentum_now is not None:
             with tf.init_scope():
-                self._momentum_now.assign(value)
+                self._momentum_now.assign(tf.cast(value, tf.float64))
 
     def rate_of(self, gradient: Any, variable: Any, rate: Any) -> tf.Tensor | None:
         """What to multiply a gradient by whose momentum has been applied, in its variable's dtype; None for others.
@@ -518,7 +518,7 @@ def _derive(optimizer: Any, takeover: Takeover) -> None:
             namespace["_resource_apply_dense"] = _resource_apply_dense(takeover, base._resource_apply_dense)
         else:
             namespace["update_step"] = _update_step(takeover, base.update_step)
-            namespace["momentum"] = property(lambda self: vars(self)["momentum"], _setter(takeover))
+            namespace["__setattr__"] = _setattr(takeover, base.__setattr__)
     derived = become(optimizer, (), namespace)
 
 
@@ -565,9 +565,10 @@ def _resource_apply_dense(takeover: Takeover, update: Callable[..., Any]) -> Cal
     return apply
 
 
-def _setter(takeover: Takeover) -> Callable[[Any, Any], None]:
-    def set_momentum(self: Any, value: Any) -> None:
-        vars(self)["momentum"] = value
-        takeover.set_momentum(value)
+def _setattr(takeover: Takeover, assign: Callable[..., None]) -> Callable[[Any, str, Any], None]:
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        assign(self, name, value)
+        if name == "momentum":
+            takeover.set_momentum(value)
 
-    return set_momentum
+    return __setattr__

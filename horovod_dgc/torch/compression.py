@@ -102,7 +102,12 @@ class Compression:
         checked(method)
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        if grad_scaler is not None and not hasattr(grad_scaler, "get_scale"):
+        if hasattr(optimizer, "_requires_update"):
+            raise ValueError(
+                "optimizer must be the one that hvd.DistributedOptimizer is about to wrap, got one that it has. "
+                "Make Compression first, and give it to hvd.DistributedOptimizer as compression="
+            )
+        if grad_scaler is not None and (isinstance(grad_scaler, type) or not hasattr(grad_scaler, "get_scale")):
             raise ValueError(f"grad_scaler must be a GradScaler or None, got {grad_scaler!r}")
         if second_moments is not None and not isinstance(second_moments, SecondMoments):
             raise ValueError(f"second_moments must be a SecondMoments or None, got {second_moments!r}")

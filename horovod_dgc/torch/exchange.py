@@ -262,6 +262,8 @@ class Exchange:
                 f"by {self._told}"
             )
         began = time.perf_counter()
+        if self._gradient.dtype == torch.float16 and not self.step.abandoned:
+            self._keep_excess()
         gradient = deliver(self._result, self._gradient)
         if self._entry.part is None:
             self.step.hand_over(self._entry, due=self._due, faithful=self._faithful)
@@ -363,6 +365,18 @@ class Exchange:
         else:
             poisoned = _core.sum_poisoned(self._received.cpu().numpy())
         self._result = torch.full_like(self._flat, math.nan if poisoned else 0.0, dtype=torch.float32)
+
+    def _keep_excess(self) -> None:
+        """Put back what the gradient's own type cannot hold: what has waited may be more than any gradient."""
+        residual = self._entry.residual_view
+        if residual is None or self._plan.codec.votes:
+            return
+        most = torch.finfo(torch.float16).max
+        held = self._result.clamp(-most, most)
+        assert self._entry.residual is not None
+        # All ranks put back the same: what the reduction will make of that is the excess.
+        self._entry.residual += (self._result - held) / (self.step.dense_factor * self.step.loss_scale)
+        self._result = held
 
     def spent(self, wait: float, decode: float) -> None:
         """Note this tensor's share of seconds."""

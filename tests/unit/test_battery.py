@@ -318,7 +318,7 @@ def test_caught(method: Method, known: dict[str, Any], part: str, words: str) ->
 
 
 def test_what_is_no_method_is_refused() -> None:
-    with pytest.raises(ValueError, match="method must be a horovod_dgc method"):
+    with pytest.raises(ValueError, match="method must be a method and not its class"):
         testing.check_method(TopK)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="formulas"):
         testing.check_method(TopK(), formulas=top(1))

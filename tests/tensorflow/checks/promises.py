@@ -7,7 +7,7 @@ before compression.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -28,10 +28,11 @@ STEPS = 8
 SCHEDULE = keras.optimizers.schedules.LearningRateSchedule
 
 
+@keras.utils.register_keras_serializable()
 class Rates(SCHEDULE):  # type: ignore[misc,valid-type]
     """The rate of each step."""
 
-    def __init__(self, *rates: float) -> None:
+    def __init__(self, rates: Sequence[float]) -> None:
         self.rates = list(rates)
 
     def __call__(self, step: Any) -> tf.Tensor:
@@ -116,7 +117,7 @@ def same_as_dense(build: Callable[[], Any], methods: tuple[Method, ...] = METHOD
 
 
 def rates(*values: float, **settings: Any) -> Callable[[], Any]:
-    return lambda: sgd(learning_rate=Rates(*values), **settings)
+    return lambda: sgd(learning_rate=Rates(values), **settings)
 
 
 def check_rates_that_begin_at_0() -> None:
