@@ -124,12 +124,13 @@ def make_wheel(version: str, python: str, source: Path, dist: Path, work: Path) 
 
 def try_wheel(python: str, wheel: Path, work: Path, unit_tests: bool) -> None:
     """Install it where nothing else is, with the newest packages that it asks for, and use it."""
-    place = work / f"empty-{wheel.name}"
+    # The tests are those of the copy that the wheel was made from: the tree may be edited meanwhile.
+    tree, place = work / "tree", work / f"empty-{wheel.name}"
     run(python, "-m", "venv", place)
     inside = place / "bin" / "python"
     # No compiler: what is not in a wheel must not get in.
     run(inside, "-m", "pip", "install", "-q", "--only-binary", ":all:", wheel)
-    run(inside, "-I", ROOT / "tests" / "packaging" / "smoke.py")
+    run(inside, "-I", tree / "tests" / "packaging" / "smoke.py")
     say(f"{wheel.name} works in an empty environment")
     if unit_tests:
         run(
@@ -144,10 +145,10 @@ def try_wheel(python: str, wheel: Path, work: Path, unit_tests: bool) -> None:
             "hypothesis",
             "safetensors",
         )
-        tests = [ROOT / "tests" / "unit" / f"test_{name}.py" for name in UNIT_TESTS]
+        tests = [tree / "tests" / "unit" / f"test_{name}.py" for name in UNIT_TESTS]
         # -P is not in every Python: from the root of the file system, no tree's package is in the way.
         # conftest.py is for launched ranks.
-        options = ["-c", ROOT / "pyproject.toml", "-q", "--noconftest", "-p", "no:cacheprovider"]
+        options = ["-c", tree / "pyproject.toml", "-q", "--noconftest", "-p", "no:cacheprovider"]
         pytest = [inside, "-m", "pytest", *options, *tests]
         say(f"{wheel.name}: {run(*pytest).splitlines()[-1]}")
 
