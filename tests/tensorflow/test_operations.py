@@ -140,7 +140,7 @@ def test_second_moments_reach_the_codec() -> None:
 
 
 def test_velocity_follows_the_learning_rate() -> None:
-    """u' = momentum * (rate before / rate now) * u + g, the step that the optimizer multiplies by the rate; at 0 no g."""
+    """u' = momentum * (rate before / rate now) * u + g: which the optimizer multiplies by the rate; at 0 no g."""
     codec = Coding("float32").codec(NUMEL, SENT)
     ours = Variable(codec)
     u = np.zeros(NUMEL)
