@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 import tensorflow as tf
 
 from horovod_dgc import SignSGD, VarianceBased, _core
+from horovod_dgc.building import on_demand, places
 from horovod_dgc.coding import Coding, divided
+from horovod_dgc.tensorflow import operations
 from horovod_dgc.tensorflow.operations import COUNTS, PROGRESS, library, names
 
 NUMEL, SENT = 3000, 40
@@ -370,3 +373,19 @@ def test_a_sparse_allreduce_returns_the_rest_to_the_residual() -> None:
     codec.decode_add(received.numpy(), total)
     np.testing.assert_allclose(result, total / 2, rtol=1e-6)
     assert ours.counted(0)["sent"] == codec.nbytes + codec.nbytes // 2
+
+
+def test_operations_that_are_not_there_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "find", lambda folder, name: None)
+    with pytest.raises(ImportError, match=f"no operations for TensorFlow {tf.__version__}: .* Run once: .*build tenso"):
+        operations._find()
+
+
+def test_operations_that_do_not_load_are_named_with_the_command(tmp_path: Path) -> None:
+    (tmp_path / "broken.so").write_bytes(b"no library")
+    with pytest.raises(ImportError, match=r"do not load into TensorFlow .*build tensorflow --force"):
+        operations._load(tmp_path / "broken.so")
+
+
+def test_what_build_tries_at_the_end_needs_no_adapter() -> None:
+    assert on_demand._failure(f"import sys; sys.modules['horovod'] = None; {on_demand.LOADS_OPERATIONS}") is None
