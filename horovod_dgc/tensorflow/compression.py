@@ -139,12 +139,12 @@ class Compression(tf.Module):  # type: ignore[misc]
         Returns:
             What Horovod is to allreduce, and the context for :meth:`decompress`.
         """
+        call = callers.find(tensor)
         if tf.executing_eagerly():
             raise ValueError(
                 "Compression exchanges gradients in a graph, which tf.config.run_functions_eagerly(True) takes away: "
                 "leave it out, or write model.compile(..., run_eagerly=True), which Compression goes with"
             )
-        call = callers.find(tensor)
         exchange = self._graphs.exchange(call)
         return (tensor, None) if exchange is None else (exchange.message(), exchange)
 
