@@ -267,6 +267,7 @@ class Graphs:
             hyperparameters = self._takeover.hyperparameters(owner, eager=call.eager)
             self._takeover.loss_scaled = scale is not None
             with tf.init_scope():
+                self._takeover.prepare(owner, call.holders, call.gradients, call.variables)
                 self._takeover.activate(owner, call.workers if call.op == hvd.Sum else 1)
             loaded = self._takeover.take_loaded(owner, exchanged.values(), hyperparameters.rate)
             with tf.control_dependencies(loaded):
