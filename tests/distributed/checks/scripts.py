@@ -14,7 +14,7 @@ from typing import Any
 
 import horovod.torch as hvd
 import torch
-from rank import raises
+from rank import LONG, raises
 from torch import nn
 
 from checks.common import (
@@ -527,7 +527,7 @@ def check_real_valued_gradients_are_not_lost() -> None:
     methods: list[Method] = [DGC(density=0.1, exempt_values=values) for values in exempt]
     methods += [FP16(error_feedback=True), BF16(error_feedback=True), RandomK(density=0.3, values="float16")]
     for method, transport in itertools.product(methods, ("auto", "allreduce")):
-        for size in (1e-6, 1.0, 3e4, 1e30):
+        for size in (1e-6, 1.0, 3e4, 1e30) if LONG else (1e-6, 3e4):
             model = Given()
             optimizer, compression = compressed(
                 method, model, torch.optim.SGD(model.parameters(), lr=1.0), settings={"transport": transport}
@@ -602,7 +602,8 @@ def check_what_a_half_gradient_cannot_hold_waits() -> None:
 
 
 def check_default_dtypes() -> None:
-    methods = (EXACT, SPARSE, DGC(density=0.1, clip_norm=1.0), QSGD(), PowerSGD(), SignSGD(), TernGrad(), FP16())
+    methods: tuple[Method, ...] = (EXACT, DGC(density=0.1, clip_norm=1.0), PowerSGD(), SignSGD())
+    methods += (SPARSE, QSGD(), TernGrad(), FP16()) if LONG else ()
     own = torch.get_default_dtype()
     dtypes, transports = (torch.float64, torch.float16, torch.bfloat16), ("auto", "allreduce", "sparse-allreduce")
     for dtype, transport in itertools.product(dtypes, transports):
