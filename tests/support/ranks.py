@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from pathlib import Path
@@ -26,8 +27,10 @@ def main(chosen: tuple[str, ...], framework: str, launcher: str, ranks: int, sec
     folder = Path(__file__).parents[1] / FOLDERS[framework]
     checks = [check for name in chosen for check in found(folder, name)]
     environment = (("HOROVOD_GLOO_TIMEOUT_SECONDS", "120"), *(LONG if long else ()))
-    job = Job(Launch(folder, launcher, ranks, environment, seconds), checks, functools.partial(click.echo, nl=False))
-    outcomes = {check: job.outcome(check) for check in checks}
+    launch = Launch(folder, launcher, ranks, environment, seconds)
+    # Also where it is interrupted, no rank is left behind.
+    with contextlib.closing(Job(launch, checks, functools.partial(click.echo, nl=False))) as job:
+        outcomes = {check: job.outcome(check) for check in checks}
     click.echo()
     for check, outcome in outcomes.items():
         click.echo(f"{check}: {outcome.failure or f'passed in {outcome.seconds:.1f} s'}")
