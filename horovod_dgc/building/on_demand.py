@@ -11,7 +11,11 @@ from horovod_dgc.building import extensions, places
 from horovod_dgc.building.extensions import BuildError, Compiler
 from horovod_dgc.building.progress import say, step
 
-LOADS_OPERATIONS = "import horovod_dgc.tensorflow.operations"
+# By its path: the adapter around it wants Horovod, which need not be there yet.
+LOADS_OPERATIONS = (
+    "import runpy; from horovod_dgc.building import places; "
+    "runpy.run_path(str(places.PACKAGE / 'tensorflow' / 'operations.py'))"
+)
 # A layout of the core's goes in: both must mean the same by it.
 LOADS_KERNELS = (
     "from horovod_dgc.building import places; from horovod_dgc.coding import Coding; "

@@ -139,12 +139,12 @@ class Compression(tf.Module):  # type: ignore[misc]
         Returns:
             What Horovod is to allreduce, and the context for :meth:`decompress`.
         """
+        call = callers.find(tensor)
         if tf.executing_eagerly():
             raise ValueError(
                 "Compression exchanges gradients in a graph, which tf.config.run_functions_eagerly(True) takes away: "
                 "leave it out, or write model.compile(..., run_eagerly=True), which Compression goes with"
             )
-        call = callers.find(tensor)
         exchange = self._graphs.exchange(call)
         return (tensor, None) if exchange is None else (exchange.message(), exchange)
 
@@ -267,6 +267,7 @@ class Graphs:
             hyperparameters = self._takeover.hyperparameters(owner, eager=call.eager)
             self._takeover.loss_scaled = scale is not None
             with tf.init_scope():
+                self._takeover.prepare(owner, call.holders, call.gradients, call.variables)
                 self._takeover.activate(owner, call.workers if call.op == hvd.Sum else 1)
             loaded = self._takeover.take_loaded(owner, exchanged.values(), hyperparameters.rate)
             with tf.control_dependencies(loaded):

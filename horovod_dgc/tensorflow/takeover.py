@@ -122,6 +122,15 @@ class Takeover:
             self._corrected[tensor.variable.ref()] = tensor
             self._fresh.append(tensor)
 
+    def prepare(self, owner: Any, holders: Iterable[Any], gradients: Any, variables: Iterable[Any]) -> None:
+        """Let an optimizer of Keras 2 that is about to apply these gradients make its momentum; eager.
+
+        It would do so after the exchange, which is to notice whether somebody loads something else into it.
+        """
+        late = self.momentum and not KERAS_3 and not _is_legacy(owner) and not getattr(owner, "_built", False)
+        if late and any(holder is owner for holder in holders) and not getattr(owner, "_local_vars", None):
+            owner.build([variable for gradient, variable in zip(gradients, variables) if gradient is not None])
+
     def activate(self, owner: Any, workers_added_up: int) -> None:
         """From now on momentum is applied here, beginning with what the optimizer has gathered so far; eager.
 
