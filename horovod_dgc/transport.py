@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, cast, get_args
 
 import numpy as np
@@ -82,9 +83,12 @@ def carriable(plan: Plan) -> bool:
 def summand_scale(plan: Plan, workers: int) -> float:
     """What each worker multiplies the numbers of its payload by that an allreduce adds up.
 
-    In float16 the sum of finite numbers may be infinite. The sum of their N-th parts is their mean, which is not.
+    In float16 the sum of finite numbers may be infinite. That of such parts of N numbers is not: it is at most their
+    mean, with room for N roundings of 2**-11 each. A power of two, which rounds nothing but what is below 2**-14.
     """
-    return 1.0 / workers if plan.summable == np.float16 else 1.0
+    if plan.summable != np.float16:
+        return 1.0
+    return 2.0 ** -math.ceil(math.log2(workers * (1 + workers * 2.0**-11)))
 
 
 def _halves_dense(plan: Plan, divided: Plan, workers: int) -> bool:

@@ -28,8 +28,8 @@ class FP16(Cast):
     """Send every gradient in IEEE half precision, 16 bits an element, biases and normalisation parameters too.
 
     Rounded to nearest even; what is beyond 65,504 becomes that, and what is at most 2**-25 becomes 0. An allreduce sums
-    the N-th part of each of N workers' in float16, so that no sum is infinite; with error feedback, which could not
-    tell what that rounds, the sum is made in float32.
+    about the N-th part of each of N workers' in float16, so that no sum is infinite; with error feedback, which could
+    not tell what that rounds, the sum is made in float32.
 
     Args:
         error_feedback: keep the rounding error for the next step.

@@ -38,8 +38,9 @@ REPEATED = (
     "so all that counts twice. Call zero_grad() after each step()"
 )
 UNREDUCED = (
-    "{name!r} required no gradient when hvd.DistributedOptimizer was made, and does now: Horovod does not reduce its "
-    "gradient, so that ranks drift apart. Unfreeze first, and then make Compression and hvd.DistributedOptimizer anew"
+    "Horovod does not reduce the gradient of {name!r}, which required none, or was not in the optimizer, when "
+    "hvd.DistributedOptimizer was made: ranks drift apart. Unfreeze or add it first, and then make Compression and "
+    "hvd.DistributedOptimizer anew"
 )
 UNSYNCHRONIZED = (
     "step() was to apply gradients whose exchange is not finished, among them that of {name!r}: call "

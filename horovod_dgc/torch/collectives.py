@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Protocol
 
 import horovod.torch as hvd
@@ -73,6 +73,36 @@ def finish(rounds: Rounds) -> None:
     with contextlib.suppress(StopIteration):
         while True:
             result = wait(rounds.send(result))
+
+
+class Bundle:
+    """Payloads of several tensors of one rank, gathered from all ranks as one message.
+
+    Args:
+        payloads: uint8, one dimension each, in the same order on all ranks.
+    """
+
+    def __init__(self, payloads: Sequence[torch.Tensor], name: str, process_set: Any) -> None:
+        self._handle: Any = hvd.allgather_async(torch.cat(list(payloads)), name=name, process_set=process_set)
+        self._workers: int = process_set.size()
+        self._lengths = [payload.numel() for payload in payloads]
+        self._parts: Sequence[torch.Tensor] | None = None
+
+    def of(self, number: int) -> torch.Tensor:
+        """All ranks' payloads of one tensor, one after another. Waits for them."""
+        if self._parts is None:
+            received: torch.Tensor = wait(self._handle)
+            if received.numel() != self._workers * sum(self._lengths):
+                # As many bytes as no tensor's payloads have: whose they are shows whoever asks.
+                return received
+            self._parts = torch.split(received.view(self._workers, -1), self._lengths, dim=1)
+        return self._parts[number].reshape(-1)
+
+    def cancel(self) -> None:
+        """Wait for what is under way."""
+        if self._parts is None:
+            self._parts = ()
+            hvd.synchronize(self._handle)
 
 
 def gather_bytes(

@@ -470,7 +470,7 @@ class Compression:
             agreement.ranks_of(members),
             lambda data, name: gather_bytes(data, name, members, self._timeout),
             identity=self._identity,
-            others=[other._identity for other in list(_LIVE) if other is not self and other._may_begin],
+            others=(other._identity for other in list(_LIVE) if other is not self and other._may_begin),
         )
         self._refused = False
         reduction = "average" if owner.op == hvd.Average else "sum"

@@ -15,7 +15,7 @@ from horovod_dgc.hierarchy import Members
 from horovod_dgc.methods.base import FloatArray, Plan
 from horovod_dgc.stats import TensorStats
 from horovod_dgc.torch.backends import Addition, Inputs, Proposals, Reduction
-from horovod_dgc.torch.collectives import Rounds, wait
+from horovod_dgc.torch.collectives import Bundle, Rounds, wait
 from horovod_dgc.torch.tensors import Tensor, flatten
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ class Exchange:
         self._transport: transport.Transport = "allreduce"
         self._handle: int | None = None
         self._opening: int | None = None
+        # Where its payload travels with others', and which of them it is.
+        self._bundle: tuple[Bundle, int] | None = None
         self._carried = False
         # First coordinate and values of what the other workers sent here and found no room in the result.
         self._returned: tuple[int, FloatArray] | None = None
@@ -244,7 +246,7 @@ class Exchange:
         # The step lives on until the next one begins; gradients, copies and payloads need not. Without a way back to
         # it, all goes then, and not when Python next looks for cycles, which may be thousands of steps later.
         del self.message, self._gradient, self._flat, self._view, self.inputs, self._proposals, self.step
-        del self._company, self._received, self._result
+        del self._company, self._received, self._result, self._bundle
         return gradient
 
     def cancel(self) -> None:
@@ -252,6 +254,8 @@ class Exchange:
         for handle in (self._opening, self._handle):
             if handle is not None:
                 hvd.synchronize(handle)
+        if self._bundle is not None:
+            self._bundle[0].cancel()
 
     def _applied(self, output: torch.Tensor, waited: float, totals: tuple[TensorStats, ...]) -> torch.Tensor:
         if self._result is None:
@@ -274,12 +278,15 @@ class Exchange:
     def _send(self, carried: bool) -> None:
         name = self._name
         process_set = self.members.process_set
+        if self._transport == "gather" and self._entry.exempt:
+            self.step.bundle(self)
+            return
         if self._transport != "allreduce":
             send = hvd.allgather_async if self._transport == "gather" else hvd.alltoall_async
-            self._handle = send(self._payload, name=name, process_set=process_set)
+            self._handle = send(self.payload, name=name, process_set=process_set)
             return
         if self._plan.summable is not None:
-            message = self._payload.view(getattr(torch, str(self._plan.summable)))
+            message = self.payload.view(getattr(torch, str(self._plan.summable)))
             scale = transport.summand_scale(self._plan, self.members.workers)
             message = message if scale == 1.0 else message * scale
         else:
@@ -294,7 +301,16 @@ class Exchange:
             self._handle = hvd.allreduce_async(message, name=name, op=hvd.Sum, process_set=process_set)
 
     @property
-    def _payload(self) -> torch.Tensor:
+    def number(self) -> int:
+        """Of the tensor in the model, the same on all ranks."""
+        return self._entry.number
+
+    def bundled(self, bundle: Bundle, number: int) -> None:
+        """Its payload has been sent with others'."""
+        self._bundle = bundle, number
+
+    @property
+    def payload(self) -> torch.Tensor:
         payload = self.proposal.payload
         return payload if isinstance(payload, torch.Tensor) else torch.from_numpy(payload)
 
@@ -304,7 +320,11 @@ class Exchange:
 
     def receive(self, output: torch.Tensor) -> None:
         """Wait for what has been sent to come back, and take the factor from Horovod's ``output``."""
-        self._received = output if self._handle is None else wait(self._handle)
+        if self._bundle is not None:
+            bundle, number = self._bundle
+            self._received = bundle.of(number)
+        else:
+            self._received = output if self._handle is None else wait(self._handle)
         votes, gathered = self._plan.codec.votes, self._transport != "allreduce"
         if not self._carried:
             self._told = float(output)

@@ -17,7 +17,7 @@ from horovod_dgc.methods.base import FloatArray, Method, Plan, clip_factor, clip
 from horovod_dgc.stats import TensorStats
 from horovod_dgc.torch.applying import Applying
 from horovod_dgc.torch.backends import Backend, Proposals
-from horovod_dgc.torch.collectives import JOINED, UNDER_WAY, Rounds, wait
+from horovod_dgc.torch.collectives import JOINED, UNDER_WAY, Bundle, Rounds, wait
 from horovod_dgc.torch.exchange import Exchange
 from horovod_dgc.torch.moments import SecondMoments
 from horovod_dgc.torch.node_exchange import NodeExchange
@@ -112,6 +112,8 @@ class Step:
         # Those that will be finished together, by backend and by whom they exchange with; and what has been proposed.
         self._companies: dict[tuple[Backend, int], list[Exchange]] = {}
         self._proposals: list[Proposals] = []
+        # Small payloads wait for one another, so that they are one message.
+        self._bundled: list[Exchange] = []
         self._uncounted = uncounted
         self._tokens = torch.ones(token_count, dtype=torch.float32, device="cpu")
         self._flag: int | None = None
@@ -144,6 +146,7 @@ class Step:
         if position + 1 == self._expected and self._nodes is None:
             self._launch_deferred()
             self._launch_waiting()
+            self._send_bundle()
             self._send_flag()
         self.leave()
         return exchange
@@ -191,6 +194,7 @@ class Step:
         exchanges = self._exchanges.values()
         self._launch_deferred()
         self._launch_waiting()
+        self._send_bundle()
         for exchange in exchanges:
             yield from exchange.arrive()
         if self._flag is None:
@@ -318,6 +322,21 @@ class Step:
         factor = clip_factor(math.sqrt(squares) / self.loss_scale, self._clip_limit(self.method.clip_norm))
         for each in alike.values():
             self.launch(each, [factor / self.loss_scale] * len(each), carried=False)
+
+    def bundle(self, exchange: Exchange) -> None:
+        """Send its payload together with those of other exempt tensors, when all gradients are in."""
+        self._bundled.append(exchange)
+
+    def _send_bundle(self) -> None:
+        if not self._bundled:
+            return
+        # Gradients come in another order on every rank.
+        together = sorted(self._bundled, key=lambda exchange: exchange.number)
+        self._bundled = []
+        payloads = [exchange.payload for exchange in together]
+        bundle = Bundle(payloads, f"horovod_dgc.exempt.{self._name}", self.process_set)
+        for number, exchange in enumerate(together):
+            exchange.bundled(bundle, number)
 
     def _launch_waiting(self) -> None:
         for backend, waiting in self._waiting.items():

@@ -86,6 +86,11 @@ class Tensor:
             self.velocity.copy_(self._own(buffer.reshape(-1)) / workers_added_up)
             self.stepped = self.common = True
 
+    @property
+    def exempt(self) -> bool:
+        """Whether the parameter has at most one dimension, and so is sent whole."""
+        return self.parameter.dim() <= 1
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds: the parameter's shape, plain values, and the live residual and velocity."""
         shape = self.shape

@@ -691,7 +691,7 @@ def check_layers_unfrozen_after_wrapping() -> None:
         model[4].weight.requires_grad_(False)
         return torch.optim.SGD(model.parameters(), **MOMENTUM)
 
-    with said("4.weight", "required no gradient", "does not reduce"):
+    with said("4.weight", "which required none", "does not reduce"):
         ours = trajectory(EXACT, script, frozen)
     assert_same_trajectory(ours, trajectory(None, script, frozen))
     with said("4.weight", "does not reduce"):
