@@ -96,7 +96,7 @@ test-python: env ## The Python tests of `make test`
 	$(SHORT) tests/jobs tests/benchmarks tests/distributed tests/tensorflow tests/gpu
 
 # What .ci/run calls one by one, as far as its time goes.
-test-rest: cpp-test-tsan test-long-torch test-long-tensorflow test-tf215 test-cluster docker-test ## What `make test` leaves out
+test-rest: cpp-test-tsan bench-smallest test-long-torch test-long-tensorflow test-tf215 test-cluster docker-test ## What `make test` leaves out
 
 test-long-torch: env ## PyTorch with every launcher and number of ranks, all faults, elastic jobs, soak
 	$(LONG) tests/distributed tests/packaging

@@ -3,6 +3,14 @@
 This package imports neither torch, TensorFlow nor Horovod; :mod:`horovod_dgc.torch` is the PyTorch adapter.
 """
 
+try:
+    from horovod_dgc import _core  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"the C++ core of horovod_dgc in {__path__[0]} does not load ({error}): run pip install --force-reinstall "
+        "--no-deps horovod_dgc, or in its source tree pip install -e ."
+    ) from None
+
 from horovod_dgc.methods.adacomp import AdaComp
 from horovod_dgc.methods.base import Method, Plan, State
 from horovod_dgc.methods.casts import BF16, FP16, Int8

@@ -45,10 +45,6 @@ class Coding:
         """The codec that sends the ``sent`` largest of ``numel`` coordinates."""
         return coordinates(numel, sent, values=self.values, indices=self.indices)
 
-    def divided(self, numel: int, sent: int, parts: int) -> _core.Codec:
-        """The codec that sends the largest of each of ``parts`` ranges, about ``sent`` of ``numel`` in all."""
-        return codec("ranges", n=numel, k=sent, parts=parts, indices=self.indices, values=self.values)
-
 
 def coordinates(
     numel: int,
@@ -72,6 +68,12 @@ def every_coordinate(shape: Sequence[int], values: str, select: str = "largest",
     """The codec that sends all of a tensor in the value coder ``values``."""
     numel = math.prod(shape)
     return coordinates(numel, numel, values=values, select=select, **settings)
+
+
+def divided(layout: _core.Layout, parts: int) -> _core.Codec:
+    """The codec that sends the largest of each of ``parts`` ranges, about as many as ``layout`` in all, coded alike."""
+    indices = layout.indices.name.replace("_", "-")
+    return codec("ranges", n=layout.n, k=layout.k, parts=parts, indices=indices, values=layout.values.name)
 
 
 def opened_by_quantile(codecs: Sequence[_core.Codec], openings: Sequence[_Floats]) -> _Floats:

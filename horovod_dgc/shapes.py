@@ -1,4 +1,4 @@
-"""Parameter shapes of well-known models, for :func:`horovod_dgc.traffic` and ``python -m horovod_dgc plan``."""
+"""Parameter shapes of well-known models, for :func:`horovod_dgc.traffic` and ``horovod-dgc plan``."""
 
 from __future__ import annotations
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 from outcomes import Job, Jobs, Launch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Who is told to end (a time limit, CI) ends its jobs first; xdist sees to its own processes."""
+    if not hasattr(config, "workerinput"):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -15,13 +15,12 @@ shift
 digest() {
   {
     printf '%s\n' "$@"
-    cat .venv/stamp-packages
-    g++ --version
-    clang++ --version
+    # Of the compilers and packages, whichever are there.
+    { cat .venv/stamp-packages; g++ --version; clang++ --version; } 2>/dev/null || true
     # What git ignores is made from the rest.
-    find "${paths[@]}" -type f -not -name '*.so' -not -name '*.pyc' -not -path '*.egg-info/*' -not -path '*/built/*' -print0 |
-      sort -z | xargs -0 sha256sum
-  } 2>/dev/null | sha256sum
+    find "${paths[@]}" -type f -not -name '*.so' -not -name '*.pyc' -not -path '*.egg-info/*' -not -path '*/built/*' \
+      -print0 | sort -z | xargs -0 sha256sum
+  } | sha256sum
 }
 
 passed=build/passed/$name

@@ -6,9 +6,11 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <map>
 #include <numeric>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "buffers.h"
@@ -17,10 +19,14 @@
 
 namespace dgc::test {
 
-inline std::vector<float> normal(size_t n, uint64_t seed, float scale = 1.0f) {
+// Drawn once: under a sanitizer, drawing takes as long as what is tested.
+inline const std::vector<float>& normal(size_t n, uint64_t seed, float scale = 1.0f) {
+  static std::map<std::tuple<size_t, uint64_t, float>, std::vector<float>> drawn;
+  std::vector<float>& x = drawn[{n, seed, scale}];
+  if (x.size() == n) return x;
   std::mt19937_64 random(seed);
   std::normal_distribution<float> distribution(0.0f, scale);
-  std::vector<float> x(n);
+  x.resize(n);
   for (float& value : x) value = distribution(random);
   return x;
 }
@@ -65,6 +71,18 @@ inline bool same_bits(const Floats& a, const Floats& b) { return same_float_bits
 template <class Bytes, class Others>
 bool same_bytes(const Bytes& a, const Others& b) {
   return std::equal(a.begin(), a.end(), b.begin(), b.end());
+}
+
+// The list that an error ends with: "...; allowed: one, another".
+inline std::vector<std::string> allowed(const std::string& message) {
+  std::vector<std::string> names;
+  const std::string before = "allowed: ";
+  std::string rest = message.substr(message.find(before) + before.size());
+  for (size_t comma; (comma = rest.find(", ")) != std::string::npos; rest = rest.substr(comma + 2)) {
+    names.push_back(rest.substr(0, comma));
+  }
+  names.push_back(rest);
+  return names;
 }
 
 struct Named {

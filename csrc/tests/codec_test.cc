@@ -4,20 +4,21 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <limits>
-#include <set>
-#include <stdexcept>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "cases.h"
 #include "kinds.h"
 #include "proposal.h"
-#include "quantile.h"
+#include "workers.h"
 
 namespace dgc {
 namespace {
+
+using test::Worker;
+using test::dense;
 
 // One of each kind and selector, for n = 600.
 const char* const kDescriptions[] = {
@@ -46,65 +47,6 @@ const char* const kDescriptions[] = {
     "ranges n=600 k=60 parts=7 indices=elias-fano values=float16",
     "ranges n=600 k=590 parts=4 indices=int32 values=int8",
 };
-
-// One worker with all that it keeps.
-struct Worker {
-  std::shared_ptr<const Codec> codec;
-  std::vector<float> grad, residual, memory, opened;
-  Randomness randomness{1, 2, 3, 0};
-  int threads = 1;
-
-  Worker(std::shared_ptr<const Codec> made, std::vector<float> gradient)
-      : codec(std::move(made)),
-        grad(std::move(gradient)),
-        residual(test::normal(codec->n(), 5, 0.3f)),
-        memory(codec->memory(), 0.0f),
-        opened(codec->opening().count) {}
-
-  Arrays arrays() {
-    Arrays a;
-    a.n = codec->n();
-    a.grad = grad.data();
-    a.residual = residual.data();
-    return a;
-  }
-
-  Context context() const {
-    Context c;
-    c.randomness = randomness;
-    c.opened = opened.data();
-    c.memory = memory.data();
-    c.threads = threads;
-    return c;
-  }
-
-  Options options() const {
-    Options o;
-    o.threads = threads;
-    return o;
-  }
-
-  bool open() {
-    opened.resize(codec->opening().count);
-    const bool finite = dgc::open(*codec, Update(), arrays(), options(), context(), opened.data());
-    if (codec->opening().reduction == Reduction::quantile)
-      opened = {opened_by_quantile({codec.get()}, {opened.data()})};
-    return finite;
-  }
-
-  Proposal propose() { return dgc::propose(*codec, Update(), arrays(), options(), context()); }
-
-  void commit(const Proposal& p) {
-    dgc::commit(*codec, p, Update(), arrays(), options(), context(),
-                memory.empty() ? nullptr : memory.data());
-  }
-};
-
-std::vector<float> dense(const Proposal& p) {
-  std::vector<float> out(p.n, 7.0f);
-  p.masked(out.data());
-  return out;
-}
 
 class EveryCodec : public testing::TestWithParam<const char*> {
  protected:
@@ -227,6 +169,25 @@ TEST_P(EveryCodec, VotesAreTheSignOfTheSum) {
   EXPECT_TRUE(std::isnan(votes[0]));
 }
 
+TEST_P(EveryCodec, PoisonIsSeenInPayloadsAndInTheirSum) {
+  Worker worker(codec, test::normal(codec->n(), 7));
+  ASSERT_TRUE(worker.open());
+  const Proposal good = worker.propose();
+  const std::vector<uint8_t> poison = codec->poison();
+  for (const bool bad : {false, true}) {
+    std::vector<uint8_t> payloads(good.payload.begin(), good.payload.end());
+    payloads.insert(payloads.end(), bad ? poison.begin() : payloads.begin(), bad ? poison.end() : payloads.end());
+    std::vector<float> sum(codec->n(), 0.0f);
+    codec->add(payloads.data(), 2, sum.data(), 1.0f, worker.context());
+    EXPECT_EQ(any_poisoned(*codec, payloads.data(), 2), bad);
+    EXPECT_EQ(any_poisoned(sum.data(), Scalar::float32, sum.size()), bad);
+    if (codec->summable().empty()) continue;
+    const Scalar type = codec->summable() == "float16" ? Scalar::float16 : Scalar::float32;
+    // With payloads of zeros, the sum is the payload.
+    EXPECT_EQ(any_poisoned(payloads.data() + codec->nbytes(), type, codec->nbytes() / scalar_size(type)), bad);
+  }
+}
+
 TEST_P(EveryCodec, AnotherWorkersFaultInTheOpeningIsTold) {
   if (codec->opening().count == 0) GTEST_SKIP() << "no opening round";
   Worker worker(codec, test::normal(codec->n(), 4));
@@ -239,234 +200,24 @@ TEST_P(EveryCodec, AnotherWorkersFaultInTheOpeningIsTold) {
   }
 }
 
-std::shared_ptr<const Codec> over(size_t n, size_t samples, double share) {
-  return make_codec("coordinates n=" + std::to_string(n) +
-                    " k=1 indices=int32 values=float32 select=quantile share=" + std::to_string(share) +
-                    " samples=" + std::to_string(samples));
-}
-
-TEST(Quantile, IsThatOfAllElementsWhereAllAreSampled) {
-  for (const double share : {0.001, 0.01, 0.1, 0.5, 1.0}) {
-    const auto small = over(700, 700, share);
-    const auto large = over(2300, 2300, share);
-    std::vector<float> magnitudes[] = {test::normal(700, 1, 5.0f), test::normal(2300, 2)};
-    std::vector<float> all;
-    for (auto& part : magnitudes) {
-      for (float& x : part) all.push_back(x = std::fabs(x));
+TEST(AnyPoisoned, ASumIsIfOneOfItsValuesIsNotFinite) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  EXPECT_FALSE(any_poisoned(nullptr, Scalar::float32, 0));
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), infinity, -infinity}) {
+    for (const size_t where : {0, 1, 999}) {
+      std::vector<float> sum = test::normal(1000, 1);
+      EXPECT_FALSE(any_poisoned(sum.data(), Scalar::float32, sum.size()));
+      sum[where] = bad;
+      EXPECT_TRUE(any_poisoned(sum.data(), Scalar::float32, sum.size()));
+      std::vector<uint16_t> halves(1000, 0x7bff);
+      EXPECT_FALSE(any_poisoned(halves.data(), Scalar::float16, halves.size()));
+      halves[where] = static_cast<uint16_t>(std::isnan(bad) ? 0x7e00 : bad > 0 ? 0x7c00 : 0xfc00);
+      EXPECT_TRUE(any_poisoned(halves.data(), Scalar::float16, halves.size()));
     }
-    std::sort(all.begin(), all.end(), std::greater<float>());
-    const size_t wanted = static_cast<size_t>(std::ceil(share * 3000 * (1 - 1e-9)));
-    const float found =
-        opened_by_quantile({small.get(), large.get()}, {magnitudes[0].data(), magnitudes[1].data()});
-    EXPECT_EQ(found, all[wanted - 1]) << share;
   }
-}
-
-TEST(Quantile, ASampleCountsForTheElementsItStandsFor) {
-  // 90 elements of 1, all sampled, and 9,000 of 2, of which 9 are: most samples are ones, few elements are.
-  const auto small = over(90, 90, 0.01);
-  const auto large = over(9000, 9, 0.01);
-  const std::vector<float> ones(90, 1.0f);
-  const std::vector<float> twos(9, 2.0f);
-  EXPECT_EQ(opened_by_quantile({small.get(), large.get()}, {ones.data(), twos.data()}), 2.0f);
-  const auto most = over(90, 90, 0.995);
-  EXPECT_EQ(opened_by_quantile({most.get(), large.get()}, {ones.data(), twos.data()}), 1.0f);
-}
-
-TEST(Quantile, OfNothingIsZeroAndOfNanIsNan) {
-  EXPECT_EQ(opened_by_quantile({}, {}), 0.0f);
-  const auto codec = over(3, 3, 0.5);
-  const std::vector<float> bad = {1.0f, std::numeric_limits<float>::quiet_NaN(), 2.0f};
-  EXPECT_TRUE(std::isnan(opened_by_quantile({codec.get()}, {bad.data()})));
 }
 
 INSTANTIATE_TEST_SUITE_P(All, EveryCodec, testing::ValuesIn(kDescriptions));
-
-TEST(Random, DrawsEachCoordinateEquallyOftenAndAlikeOnAllRanks) {
-  const size_t n = 37, k = 5, steps = 20000;
-  const auto codec = make_codec("random n=37 k=5 values=float32 factor=1");
-  std::vector<size_t> counts(n);
-  Worker worker(codec, std::vector<float>(n, 1.0f));
-  for (size_t step = 0; step < steps; ++step) {
-    worker.randomness = Randomness(1, 2, step, 0);
-    const Proposal p = worker.propose();
-    worker.randomness = Randomness(1, 2, step, 7);
-    ASSERT_EQ(worker.propose().indices, p.indices);
-    for (const uint32_t i : p.indices) ++counts[i];
-  }
-  // A binomial count of mean 2703 and standard deviation 48; five of them, 37 coordinates: 2e-5 by chance.
-  const double mean = static_cast<double>(steps * k) / static_cast<double>(n);
-  for (const size_t count : counts) EXPECT_NEAR(static_cast<double>(count), mean, 5.0 * std::sqrt(mean));
-}
-
-TEST(Sketch, FindsTheHeavyCoordinates) {
-  const auto codec = make_codec("sketch n=600 k=10 rows=5 columns=1000");
-  std::vector<float> grad = test::normal(600, 1, 0.01f);
-  std::set<uint32_t> heavy;
-  for (uint32_t i = 3; heavy.size() < 10; i += 57) {
-    grad[i] = i % 2 ? 5.0f : -5.0f;
-    heavy.insert(i);
-  }
-  Worker worker(codec, grad);
-  std::fill(worker.residual.begin(), worker.residual.end(), 0.0f);
-  ASSERT_TRUE(worker.open());
-  const Proposal p = worker.propose();
-  EXPECT_EQ(std::set<uint32_t>(p.indices.begin(), p.indices.end()), heavy);
-}
-
-TEST(Ranges, EachSendsItsLargest) {
-  const auto codec = make_codec("ranges n=10 k=4 parts=2 indices=int32 values=float32");
-  Worker worker(codec, {1, 5, -5, 5, 0, 0, 0, 9, 0, -8});
-  std::fill(worker.residual.begin(), worker.residual.end(), 0.0f);
-  // Ties go to the lower index, and no range gives its place to another.
-  EXPECT_EQ(worker.propose().indices, (std::vector<uint32_t>{1, 2, 7, 9}));
-}
-
-TEST(Ranges, WhatIsReducedAndWhatIsReturnedIsTheSum) {
-  for (const char* const values : {"float32", "float16", "int4"}) {
-    const auto codec =
-        make_codec(std::string("ranges n=601 k=50 parts=6 indices=elias-fano values=") + values);
-    const size_t part_nbytes = codec->nbytes() / codec->parts();
-    std::vector<uint8_t> payloads;
-    for (uint64_t worker = 0; worker < 3; ++worker) {
-      const Proposal p = Worker(codec, test::normal(codec->n(), worker)).propose();
-      payloads.insert(payloads.end(), p.payload.begin(), p.payload.end());
-    }
-    std::vector<float> sum(codec->n(), 0.0f), reduced(codec->n(), 0.0f), returned(codec->n());
-    codec->add(payloads.data(), 3, sum.data(), 1.0f, Context());
-    std::vector<uint8_t> together(codec->nbytes());
-    ASSERT_EQ(codec->begin(0), 0u);
-    for (size_t part = 0; part < codec->parts(); ++part) {
-      std::vector<uint8_t> received;
-      for (size_t worker = 0; worker < 3; ++worker) {
-        const uint8_t* const sent = payloads.data() + worker * codec->nbytes() + part * part_nbytes;
-        received.insert(received.end(), sent, sent + part_nbytes);
-      }
-      codec->reduce(part, received.data(), 3, Context(), together.data() + part * part_nbytes,
-                    returned.data() + codec->begin(part));
-      received[part_nbytes - 1] ^= 0xff;
-      if (std::string(values) == "float32") {
-        EXPECT_THROW(codec->reduce(part, received.data(), 3, Context(), together.data(), returned.data()),
-                     std::invalid_argument);
-      }
-    }
-    ASSERT_EQ(codec->begin(codec->parts()), codec->n());
-    ASSERT_EQ(codec->check(together.data()), "");
-    codec->add(together.data(), 1, reduced.data(), 1.0f, Context());
-    size_t sent = 0;
-    for (size_t i = 0; i < sum.size(); ++i) {
-      ASSERT_EQ(reduced[i] + returned[i], sum[i]) << values << " " << i;
-      sent += reduced[i] != 0.0f;
-    }
-    EXPECT_LE(sent, codec->sent());
-    EXPECT_GT(sent, codec->sent() / 2);
-  }
-}
-
-TEST(Ranges, ASumThatIsNotFiniteIsPoison) {
-  const auto codec = make_codec("ranges n=100 k=10 parts=5 indices=elias-fano values=float32");
-  const size_t part_nbytes = codec->nbytes() / codec->parts();
-  const std::vector<uint8_t> poison = codec->poison();
-  std::vector<uint8_t> together(codec->nbytes());
-  for (size_t part = 0; part < codec->parts(); ++part) {
-    const uint8_t* const bad = poison.data() + part * part_nbytes;
-    std::vector<float> returned(20, 1.0f);
-    codec->reduce(part, bad, 1, Context(), together.data() + part * part_nbytes, returned.data());
-    EXPECT_EQ(returned, std::vector<float>(20, 0.0f));
-  }
-  EXPECT_EQ(together, poison);
-}
-
-TEST(LowRank, RecoversAMatrixOfThatRank) {
-  const auto codec = make_codec("lowrank rows=20 columns=30 rank=2");
-  const std::vector<float> left = test::normal(40, 1), right = test::normal(60, 2);
-  std::vector<float> matrix(600);
-  for (size_t i = 0; i < 20; ++i) {
-    for (size_t j = 0; j < 30; ++j) matrix[30 * i + j] = left[i] * right[j] + left[20 + i] * right[30 + j];
-  }
-  Worker worker(codec, matrix);
-  std::fill(worker.residual.begin(), worker.residual.end(), 0.0f);
-  ASSERT_TRUE(worker.open());
-  const Proposal p = worker.propose();
-  for (size_t i = 0; i < 600; ++i) EXPECT_NEAR(p.sent[i], matrix[i], 1e-4);
-}
-
-TEST(LowRank, AScaleOutOfAllProportionLastsOneStep) {
-  const auto codec = make_codec("lowrank rows=20 columns=30 rank=2");
-  Worker worker(codec, test::normal(600, 1));
-  std::fill(worker.residual.begin(), worker.residual.end(), 0.0f);
-  for (const float size : {1e25f, 1.0f, 1e-25f, 1.0f}) {
-    worker.grad = test::normal(600, 2, size);
-    ASSERT_TRUE(worker.open());
-    const Proposal p = worker.propose();
-    ASSERT_TRUE(p.finite);
-    worker.commit(p);
-    codec->absorb(p.payload.data(), 1, worker.memory.data());
-  }
-}
-
-TEST(Proportion, OneCoordinateGoesToTheLargerSign) {
-  Worker worker(make_codec("coordinates n=5 k=1 indices=int32 values=float32 select=proportion"),
-                {1, 2, -3, 4, -5});
-  std::fill(worker.residual.begin(), worker.residual.end(), 0.0f);
-  for (const float expected : {-5.0f, 8.0f, -10.0f}) {
-    const Proposal p = worker.propose();
-    EXPECT_EQ(p.sent[0], expected);
-    worker.commit(p);
-  }
-}
-
-TEST(Ternarise, CodesAnEmptyTensor) {
-  const auto codec =
-      make_codec("coordinates n=0 k=0 indices=int32 values=ternary select=ternarise clip=2.5 shared=0");
-  const Proposal p = Worker(codec, {}).propose();
-  EXPECT_TRUE(p.finite);
-  EXPECT_TRUE(p.payload.empty());
-}
-
-TEST(Ternarise, DoesNotClipEqualValues) {
-  const auto codec =
-      make_codec("coordinates n=1000 k=1000 indices=int32 values=ternary select=ternarise clip=2.5 shared=0");
-  Worker worker(codec, std::vector<float>(1000, 0.1f));
-  std::fill(worker.residual.begin(), worker.residual.end(), 0.0f);
-  EXPECT_EQ(dense(worker.propose()), worker.grad);
-}
-
-TEST(Unambiguous, AMomentIsNeverInfinite) {
-  for (const char* const threshold : {"0", "1e19", "1e30"}) {
-    const auto codec = make_codec(
-        std::string("coordinates n=4 k=4 indices=int32 values=float32 select=unambiguous alpha=1 zeta=0.9") +
-        " threshold=" + threshold);
-    Worker worker(codec, std::vector<float>(4, 1e30f));
-    std::fill(worker.residual.begin(), worker.residual.end(), 0.0f);
-    for (int step = 0; step < 4; ++step) {
-      worker.commit(worker.propose());
-      for (const float moment : worker.memory) ASSERT_TRUE(std::isfinite(moment));
-    }
-  }
-}
-
-TEST(Descriptions, AreRefusedWithWhatIsWrong) {
-  const auto message = [](const std::string& description) -> std::string {
-    try {
-      make_codec(description);
-    } catch (const std::invalid_argument& error) {
-      return error.what();
-    }
-    return "accepted";
-  };
-  EXPECT_EQ(message("unheard n=1").substr(0, 36), "codec is 'unheard'; allowed: coordin");
-  EXPECT_EQ(message("random n=10 k=11 values=float32 factor=1"), "k is 11; allowed: 1 to 10");
-  EXPECT_EQ(message("random n=10 k=1 values=float32 factor=x"), "factor is x; allowed: 0 to 1e+09");
-  EXPECT_EQ(message("random n=10 k=1 values=float32"), "factor is missing; allowed: a value for random");
-  EXPECT_EQ(message("random n=10 k=1 values=float32 factor=1 far=1"),
-            "setting is far=1; allowed: none of this name for random");
-  EXPECT_EQ(message("coordinates n=9 k=2 indices=int32 values=ternary select=ternarise clip=1 shared=0"),
-            "k is 2 of n=9 with select=ternarise, which selects nothing; allowed: n");
-  EXPECT_EQ(message("coordinates n=9 k=9 indices=int32 values=float32 select=ternarise clip=1 shared=0"),
-            "values is float32; allowed with this select: ternary");
-  EXPECT_EQ(message("random n=10 n=10"), "setting is n=10; allowed: each name once");
-}
 
 }  // namespace
 }  // namespace dgc

@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
+#include <limits>
 #include <random>
 #include <stdexcept>
 #include <vector>
@@ -49,6 +52,29 @@ TEST(DecodeAdd, IsTheSumInPayloadOrderForAnyThreadCount) {
         }
       }
     }
+  }
+}
+
+TEST(Vote, IsTheSignOfASumAndNanWhereThatIsNotFinite) {
+  const float nan = std::numeric_limits<float>::quiet_NaN(), infinity = std::numeric_limits<float>::infinity();
+  std::vector<float> sums = {3.0f, -0.5f, 0.0f, -0.0f, 1e-45f, -3e38f, nan, infinity, -infinity};
+  vote(sums.data(), sums.size());
+  // A tie is 0, and not its negative: ranks are compared bit for bit.
+  EXPECT_TRUE(test::same_bits(std::vector<float>(sums.begin(), sums.begin() + 6), {1, -1, 0, 0, 1, -1}));
+  for (size_t i = 6; i < sums.size(); ++i) EXPECT_TRUE(std::isnan(sums[i])) << i;
+}
+
+TEST(Vote, OfPayloadsIsThatOfTheirSum) {
+  const Layout layout(10000, 10000, IndexCoder::elias_fano, ValueCoder("sign"));
+  std::vector<float> sum(layout.n());
+  // An even number, so that there are ties.
+  const std::vector<uint8_t> payloads = payloads_of(layout, 4, &sum, 1.0f);
+  vote(sum.data(), sum.size());
+  EXPECT_GT(std::count(sum.begin(), sum.end(), 0.0f), 0);
+  for (const int threads : {1, 3}) {
+    std::vector<float> out(layout.n(), 10.0f);
+    vote_valid(layout, payloads.data(), 4, out.data(), 0.5f, threads);
+    for (size_t i = 0; i < out.size(); ++i) ASSERT_EQ(out[i], 10.0f + 0.5f * sum[i]);
   }
 }
 

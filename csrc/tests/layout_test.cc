@@ -84,7 +84,7 @@ TEST(Layout, RoundTripsOnTheWholeGrid) {
     std::vector<float> expected(n, 0.0f), got(n, 0.0f);
     for (size_t j = 0; j < k; ++j) expected[chosen[j]] = sent[j];
     for (size_t j = 0; j < k; ++j) got[indices[j]] = decoded[j];
-    for (size_t i = 0; i < n; ++i) ASSERT_EQ(got[i], expected[i]);
+    ASSERT_EQ(got, expected);
     for (size_t j = 0; j < k; ++j) {
       const bool exact = layout.values() != ValueCoder::float32 || sent[j] == values[j] || sent[j] == 0.0f;
       ASSERT_TRUE(exact);

@@ -107,7 +107,7 @@ void check_step(const Layout& layout, const Update& update, const State& before,
   std::vector<float> decoded(layout.n(), 0.0f), masked(layout.n(), 7.0f);
   decode_add(layout, p.payload.data(), 1, decoded.data(), 1.0f, 1);
   p.masked(masked.data());
-  for (size_t i = 0; i < layout.n(); ++i) ASSERT_EQ(decoded[i], masked[i]);
+  ASSERT_EQ(decoded, masked);
 
   commit(*largest(layout), p, update, s.arrays(), options);
   const Floats sent = p.values();

@@ -165,7 +165,8 @@ class Compiler:
     def _extension(self, target: Path, units: Sequence[_Unit], libraries: Sequence[str]) -> None:
         with _space(self.objects):
             self.objects.mkdir(parents=True, exist_ok=True)
-        stale = [unit for unit in units if unit.is_stale()]
+        # The core's units come first and are the quickest: what takes longest had better not come last.
+        stale = [unit for unit in reversed(units) if unit.is_stale()]
         total = len(stale) + 1
         self.advance(0, total)
         with ThreadPoolExecutor(self.jobs) as pool:

@@ -11,7 +11,11 @@ from horovod_dgc.building import extensions, places
 from horovod_dgc.building.extensions import BuildError, Compiler
 from horovod_dgc.building.progress import say, step
 
-LOADS_OPERATIONS = "import horovod_dgc.tensorflow.operations"
+# By its path: the adapter around it wants Horovod, which need not be there yet.
+LOADS_OPERATIONS = (
+    "import runpy; from horovod_dgc.building import places; "
+    "runpy.run_path(str(places.PACKAGE / 'tensorflow' / 'operations.py'))"
+)
 # A layout of the core's goes in: both must mean the same by it.
 LOADS_KERNELS = (
     "from horovod_dgc.building import places; from horovod_dgc.coding import Coding; "
@@ -25,7 +29,8 @@ def build_tensorflow(jobs: int | None = None, force: bool = False) -> Path:
     Raises:
         BuildError: something is missing or fails; the message says what to do.
     """
-    tensorflow = extensions.find_tensorflow()
+    with step("asking the installed TensorFlow for its compiler flags", usually=5):
+        tensorflow = extensions.find_tensorflow()
     installed = places.PACKAGE / "tensorflow"
     return _build(
         f"the operations for TensorFlow {tensorflow.version}",
@@ -84,7 +89,8 @@ def _build(
         target = places.target() / name
         with step(f"compiling {what}", usually) as progress:
             compile(Compiler(places.sources(), objects, progress.advance, jobs), target)
-        failure = _failure(loads)
+        with step("loading them once", usually=5):
+            failure = _failure(loads)
         if failure is not None:
             raise BuildError(f"{target} has been compiled, but does not load: {failure}")
     say(f"they are in {target} and are found there without further settings")

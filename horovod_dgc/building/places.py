@@ -44,10 +44,9 @@ def target() -> Path:
 
 
 def find(installed: Path, name: str) -> Path | None:
-    """The file of this name: compiled with the package, in the folder ``installed``, or afterwards."""
-    if (installed / name).exists():
-        return installed / name
-    return next((folder / name for folder in folders() if (folder / name).exists()), None)
+    """The file of this name: compiled afterwards, or else with the package, in the folder ``installed``."""
+    # What was compiled afterwards comes first: somebody had a reason to compile it.
+    return next((folder / name for folder in [*folders(), installed] if (folder / name).exists()), None)
 
 
 def load_kernels() -> ModuleType | None:

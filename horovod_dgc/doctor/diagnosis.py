@@ -100,7 +100,7 @@ def _frameworks(pieces: Mapping[str, Piece]) -> Iterator[Finding]:
             message = f"{title} cannot be imported: {pieces[name].error}."
             yield Finding("broken", name, message, f"pip install --force-reinstall {name}")
     if all(pieces[name].state == "missing" for name in FRAMEWORKS):
-        message = "Neither PyTorch nor TensorFlow is installed: methods run on NumPy arrays, and nothing else does."
+        message = "Neither PyTorch nor TensorFlow is installed, one of which training needs."
         yield Finding("missing", "frameworks", message, "pip install torch")
 
 
@@ -176,7 +176,7 @@ def _mpi(pieces: Mapping[str, Piece]) -> Iterator[Finding]:
     if _ok(pieces, "mpi4py") and mpi4py.facts["MPI"] != version:
         message = f"mpi4py was compiled with {mpi4py.facts['MPI']}, and mpirun ({path}) is {version}."
         yield Finding("broken", "mpi4py", message, "pip install --force-reinstall --no-binary mpi4py mpi4py")
-    if mpirun.facts["refuses root"]:
+    if mpirun.facts["refuses root"] and (linked or _ok(pieces, "mpi4py")):
         command = "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"
         yield Finding(
             "note", "mpirun", "You are root, for whom mpirun starts nothing unless it is allowed to.", command
@@ -202,11 +202,12 @@ def _extensions(pieces: Mapping[str, Piece]) -> Iterator[Finding]:
 
 
 def _optional(pieces: Mapping[str, Piece]) -> Iterator[Finding]:
-    for name, use, extra in (
-        ("safetensors", "checkpoints of the compression's state need", "checkpoints"),
-        ("matplotlib", "horovod-dgc plan --plot needs", "plan"),
+    trains = any(_ok(pieces, name) for name in FRAMEWORKS)
+    for name, wanted, use, extra in (
+        ("safetensors", trains, "checkpoints of the compression's state need", "checkpoints"),
+        ("matplotlib", True, "horovod-dgc plan --plot needs", "plan"),
     ):
-        if pieces[name].state == "missing":
+        if wanted and pieces[name].state == "missing":
             yield Finding(
                 "missing", name, f"{name} is not installed, which {use}.", f"pip install 'horovod_dgc[{extra}]'"
             )

@@ -35,6 +35,8 @@ SECONDS = 120.0
 # Of a program that only prints its version.
 PROGRAM_SECONDS = 20.0
 LONGEST_ERROR = 400
+# What TensorFlow logs of itself, other than errors.
+NOISE = re.compile(r"[IW]\d{4} |\d{4}-\d\d-\d\d [^ ]+ [IW] ")
 FRAMEWORKS = ("torch", "tensorflow", "horovod")
 
 
@@ -333,7 +335,7 @@ def _process(names: list[str], seconds: float) -> tuple[str | None, dict[str, Pi
         finally:
             process.kill()
         errors.seek(0)
-        said = errors.read().decode(errors="replace").strip().splitlines()
+        said = [line for line in errors.read().decode(errors="replace").splitlines() if line and not NOISE.match(line)]
     begun = None
     found: dict[str, Piece] = {}
     for line in output.decode(errors="replace").splitlines():
@@ -342,7 +344,7 @@ def _process(names: list[str], seconds: float) -> tuple[str | None, dict[str, Pi
             begun = fields.pop("name")
             if fields:
                 found[begun] = Piece(**fields)
-    return begun, found, f"{why}; {said[-1]}"[:LONGEST_ERROR] if said else why
+    return begun, found, f"{why}; {said[-1].rstrip('.')}"[:LONGEST_ERROR] if said else why
 
 
 def here() -> Facts:

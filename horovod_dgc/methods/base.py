@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from horovod_dgc import _checks, _core
-from horovod_dgc.coding import VALUES, Coding
+from horovod_dgc.coding import VALUES, Coding, divided
 
 Outputs = Literal["first", "last"]
 FloatArray = npt.NDArray[np.float32]
@@ -99,8 +99,7 @@ class Plan:
         layout = self.codec.layout
         if layout is None or not self.residual or self.every_coordinate or self.numel < parts:
             return None
-        coding = Coding(layout.values.name, layout.indices.name.replace("_", "-"))
-        return replace(self, codec=coding.divided(self.numel, self.sent, parts))
+        return replace(self, codec=divided(layout, parts))
 
     def whole(self) -> Plan:
         """The same tensor with everything sent as it is: what a lone worker does, which has nobody to send to."""

@@ -1,1 +1,1 @@
-"""``python -m horovod_dgc plan``: what a cluster would gain from each method, before it is bought or booked."""
+"""``horovod-dgc plan``: what a cluster would gain from each method, before it is bought or booked."""

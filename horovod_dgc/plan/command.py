@@ -1,4 +1,4 @@
-"""The command line of ``python -m horovod_dgc plan``."""
+"""The command line of ``horovod-dgc plan``."""
 
 from __future__ import annotations
 

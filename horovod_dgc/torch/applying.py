@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from horovod_dgc.torch.backends import Backend, Reduction
+from horovod_dgc.torch.collectives import explained
 from horovod_dgc.torch.takeover import Takeover, wrapped_kind
 from horovod_dgc.torch.tensors import Tensor, flatten
 
@@ -50,6 +51,8 @@ UNKNOWN_SCALER = (
     "grad_scaler must be the GradScaler that calls step(), got None: what waits would be in units of a loss scale that "
     "changes. Write Compression(..., grad_scaler=scaler)"
 )
+# Who stands between a script's line and a warning about it.
+LIBRARIES = ("horovod_dgc", "horovod", "torch")
 # Frames between GradScaler.step() and the end of an exchange, or the optimizer's arithmetic; schedulers add some.
 FRAMES_SEARCHED = 16
 
@@ -101,6 +104,8 @@ class Applying:
 
         Horovod makes a class of its own for each optimizer, whose ``step()`` ends in that of its base. Whatever wraps
         ``step()`` itself, as schedulers do, stays as it is.
+
+        A failure of Horovod in ``synchronize()``, where it meets what a rank has done elsewhere, is explained as well.
         """
         kind: Any = wrapped_kind(self._owner)
         applying = self
@@ -109,6 +114,13 @@ class Applying:
             def step(self, closure: Callable[[], Any] | None = None) -> Any:
                 return applying.apply(super().step, closure)
 
+        horovod_synchronize = type(self._owner).synchronize
+
+        def synchronize(owner: Any) -> None:
+            with explained():
+                horovod_synchronize(owner)
+
+        type(self._owner).synchronize = synchronize
         Applied.__name__, Applied.__qualname__, Applied.__module__ = kind.__name__, kind.__qualname__, kind.__module__
         type(self._owner).__bases__ = (Applied,)
 
@@ -137,6 +149,14 @@ class Applying:
 
     def apply(self, step: Callable[..., Any], closure: Callable[[], Any] | None) -> Any:
         """The optimizer's arithmetic, ``step``, on what is to be applied; the groups then hold the user's values."""
+        waiting, self._waiting = self._waiting, None
+        try:
+            return self._apply(step, closure, waiting is not None)
+        except BaseException:
+            self._waiting = waiting
+            raise
+
+    def _apply(self, step: Callable[..., Any], closure: Callable[[], Any] | None, sparsified: bool) -> Any:
         if self._look_for_scaler:
             self._look_for_scaler = False
             if calling_scaler() is not None:
@@ -148,7 +168,7 @@ class Applying:
         unfinished = self._unfinished()
         if unfinished is not None:
             raise RuntimeError(UNSYNCHRONIZED.format(name=unfinished))
-        if self._waiting is not None:
+        if sparsified:
             self._notice_changes()
         unreduced = self._unreduced()
         alone = dict.fromkeys(unreduced) if self._takeover.active else {}
@@ -158,7 +178,6 @@ class Applying:
             # They keep the momentum and weight decay that nobody has applied.
             with _gradients(dict.fromkeys(p for g in self._owner.param_groups for p in g["params"] if p not in alone)):
                 step()
-        self._waiting = None
         for entry in self._tensors:
             entry.applied()
         return result if loss is None else loss
@@ -220,7 +239,17 @@ class Applying:
     def _say(self, what: str, which: Tensor | str) -> None:
         if what not in self._said:
             self._said.add(what)
-            warnings.warn(what.format(name=which if isinstance(which, str) else which.name), stacklevel=2)
+            warnings.warn(what.format(name=which if isinstance(which, str) else which.name), stacklevel=_script())
+
+
+def _script() -> int:
+    """The level in the caller's stack of the first frame that is the user's own; where there is none, the caller's."""
+    frame, level = sys._getframe(1).f_back, 2
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in LIBRARIES:
+            return level
+        frame, level = frame.f_back, level + 1
+    return 2
 
 
 @contextlib.contextmanager

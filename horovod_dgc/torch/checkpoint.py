@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +149,14 @@ def _read(
             if dropping and (alone or not common):
                 lost[field] += sum(float(np.square(array, dtype=np.float64).sum()) for array in arrays)
                 # A worker alone holds no state: its optimizer runs as it is.
-                tensors[name][field] = None if alone else torch.zeros(shape)
+                tensors[name][field] = None if alone else _zeros(shape)
             elif common:
                 tensors[name][field] = torch.from_numpy(shards[first].array(key))
             else:
                 merged = resize.merged(arrays, factor)
-                tensors[name][field] = torch.zeros(shape) if merged is None else torch.from_numpy(merged)
+                tensors[name][field] = _zeros(shape) if merged is None else torch.from_numpy(merged)
     return {**state, "tensors": tensors}, lost
+
+
+def _zeros(shape: Sequence[int]) -> torch.Tensor:
+    return torch.zeros(tuple(shape), dtype=torch.float32, device="cpu")

@@ -24,7 +24,7 @@ from horovod_dgc.stats import Stats, TensorStats
 from horovod_dgc.torch import state as states
 from horovod_dgc.torch.applying import Applying, calling_scaler
 from horovod_dgc.torch.backends import Backend, plain_torch
-from horovod_dgc.torch.collectives import gather_bytes
+from horovod_dgc.torch.collectives import explained, gather_bytes
 from horovod_dgc.torch.exchange import Exchange
 from horovod_dgc.torch.kernels import backend_for
 from horovod_dgc.torch.moments import SecondMoments
@@ -102,7 +102,12 @@ class Compression:
         checked(method)
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        if grad_scaler is not None and not hasattr(grad_scaler, "get_scale"):
+        if hasattr(optimizer, "_requires_update"):
+            raise ValueError(
+                "optimizer must be the one that hvd.DistributedOptimizer is about to wrap, got one that it has. "
+                "Make Compression first, and give it to hvd.DistributedOptimizer as compression="
+            )
+        if grad_scaler is not None and (isinstance(grad_scaler, type) or not hasattr(grad_scaler, "get_scale")):
             raise ValueError(f"grad_scaler must be a GradScaler or None, got {grad_scaler!r}")
         if second_moments is not None and not isinstance(second_moments, SecondMoments):
             raise ValueError(f"second_moments must be a SecondMoments or None, got {second_moments!r}")
@@ -172,7 +177,8 @@ class Compression:
             # The exchange before was never synchronized, so nothing of it has been committed.
             self._step.discard()
             self._step = self._begin()
-        exchange = self._step.submit(entry, tensor)
+        with explained():
+            exchange = self._step.submit(entry, tensor)
         return exchange.message, exchange
 
     def decompress(self, output: torch.Tensor, ctx: Exchange | NodeExchange | None) -> torch.Tensor:
@@ -190,10 +196,6 @@ class Compression:
         if not step.sealed:
             self._refuse_unscaled()
             wait += step.seal()
-            # The device has come to the flag of this step, and so to all of the steps before.
-            self._count_up()
-            self._conclude(step)
-            wait += step.land(*self._counts(step))
         gradient = ctx.finish(output, wait, *self._counts(step))
         step.leave()
         return gradient
@@ -283,6 +285,8 @@ class Compression:
 
     def _go_on(self, loaded: Iterable[Loaded], exchanges: int, reduction: str | None, process_set: Any) -> None:
         """Go on in an elastic job. Collectives of a step under way went with the job before, so nobody waits."""
+        if self._step is not None:
+            self._step.given_up = True
         self._step = None
         self._put(loaded, exchanges, reduction, process_set)
 
@@ -311,7 +315,10 @@ class Compression:
             return process_set
         return hvd.global_process_set if self._process_set is None else self._process_set
 
-    def _conclude(self, step: Step) -> None:
+    def _conclude(self, step: Step) -> tuple[TensorStats, ...]:
+        """It is known whether the step counts. Returns the counts to add its own to."""
+        # The device has come to the flag of this step, and so to all of the steps before.
+        self._count_up()
         if step.abandoned:
             self._totals.skipped += 1
         else:
@@ -319,6 +326,7 @@ class Compression:
             self._totals.steps += 1
             self._last = TensorStats(steps=1)
         step.count_control(*self._counts(step))
+        return self._counts(step)
 
     def _count_up(self) -> None:
         """Add the counts that were known on a device only."""
@@ -424,6 +432,7 @@ class Compression:
             nodes=self._nodes,
             on_device=self._on_device,
             uncounted=self._uncounted,
+            conclude=self._conclude,
             second_moments=self._second_moments,
         )
 
@@ -519,7 +528,25 @@ class Compression:
             if tensor.residual is not None:
                 # The loaded velocity stands in its place.
                 takeover.momentum_buffer(tensor.parameter)
+        self._compare_velocities(members)
         self._unproven = False
+
+    def _compare_velocities(self, members: Any) -> None:
+        """Find out which of the loaded velocities are common, where that decides how a tensor goes on."""
+        loaded = [
+            tensor
+            for tensor, plan in zip(self._tensors, self._plans(self._exchanges))
+            if tensor.velocity is not None and tensor.part is None and plan.momentum == "local" and plan.lossless
+        ]
+        if not loaded:
+            return
+        name = f"horovod_dgc.velocities.{self._wire_name}"
+        own = b"".join(digest(tensor.velocity) for tensor in loaded if tensor.velocity is not None)
+        gathered = gather_bytes(own, name, members, self._timeout)
+        rows = [gathered[i * len(own) : (i + 1) * len(own)] for i in range(members.size())]
+        for number, tensor in enumerate(loaded):
+            span = slice(number * sync.DIGEST_NBYTES, (number + 1) * sync.DIGEST_NBYTES)
+            tensor.common = len({row[span] for row in rows}) == 1
 
     def _configuration(self, owner: Any, takeover: Takeover) -> str:
         scaled = "with" if self._grad_scaler is not None else "without"

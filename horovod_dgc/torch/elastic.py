@@ -63,7 +63,8 @@ class CompressionHandler(StateHandler):  # type: ignore[misc]
         norms: list[float | None] = [None] * hvd.size()
         # Not an error of the commit, which is done: the next collective will meet it as well.
         with contextlib.suppress(HorovodInternalError):
-            norms = hvd.allgather(torch.tensor([norm], dtype=torch.float64), name=f"{NAME}.norms").tolist()
+            own = torch.tensor([norm], dtype=torch.float64, device="cpu")
+            norms = hvd.allgather(own, name=f"{NAME}.norms").tolist()
         self._membership.commit(norms)
 
     def restore(self) -> None:

@@ -15,7 +15,7 @@ from horovod_dgc.hierarchy import Members
 from horovod_dgc.methods.base import FloatArray, Plan
 from horovod_dgc.stats import TensorStats
 from horovod_dgc.torch.backends import Addition, Inputs, Proposals, Reduction
-from horovod_dgc.torch.collectives import wait
+from horovod_dgc.torch.collectives import Rounds, wait
 from horovod_dgc.torch.tensors import Tensor, flatten
 
 if TYPE_CHECKING:
@@ -178,47 +178,37 @@ class Exchange:
         """Whether the gradient has been changed since it was handed over."""
         return self._gradient._version != self._version
 
-    def arrive(self) -> float:
+    def arrive(self) -> Rounds:
         """Encode what :meth:`start` could not; here it always can."""
-        return 0.0
+        yield from ()
 
-    def land(self, *totals: TensorStats) -> float:
-        """Do what the other ranks wait for before a tensor can be finished: add up the parts that came here.
-
-        Returns:
-            Seconds of waiting.
-        """
+    def land(self, *totals: TensorStats) -> Rounds:
+        """Do what the other ranks wait for before a tensor can be finished: add up the parts that came here."""
         if self._transport != "sparse-allreduce":
-            return 0.0
-        began = time.perf_counter()
-        received, _ = wait(self._handle)
-        arrived = time.perf_counter()
+            return
+        received, _ = yield self._handle
         process_set = self.members.process_set
         codec, randomness = self._plan.codec, self.inputs.randomness
         part, begin, values = codec.reduce(process_set.rank(), received.numpy(), randomness)
         self._returned = (begin, values)
         self._handle = hvd.allgather_async(torch.from_numpy(part), name=f"{self._name}.sums", process_set=process_set)
-        return arrived - began
 
-    def proceed(self, settled: FloatArray | None) -> float:
+    def proceed(self, settled: FloatArray | None) -> Rounds:
         """Wait for what the workers agree upon, if they do, then encode and send what has not been.
 
         Args:
             settled: what the :attr:`contribution` of all tensors of this worker came to.
-
-        Returns:
-            Seconds of waiting.
         """
         if self._proposals is not None or not self._plan.numel:
-            return 0.0
-        began = time.perf_counter()
-        opened = settled if self._opening is None else wait(self._opening).numpy()
-        self._opening = None
+            return
+        opened = settled
+        if self._opening is not None:
+            agreed = yield self._opening
+            opened, self._opening = agreed.numpy(), None
         arrived = time.perf_counter()
         self.inputs = replace(self.inputs, opened=opened)
         self._propose(carried=False)
         self._encode_seconds += time.perf_counter() - arrived
-        return arrived - began
 
     def _squares(self, unscale: float) -> Any:
         """The gradient's second moments in unscaled units, where the codec wants them and they are known."""
@@ -272,6 +262,8 @@ class Exchange:
                 f"by {self._told}"
             )
         began = time.perf_counter()
+        if self._gradient.dtype == torch.float16 and not self.step.abandoned:
+            self._keep_excess()
         gradient = deliver(self._result, self._gradient)
         if self._entry.part is None:
             self.step.hand_over(self._entry, due=self._due, faithful=self._faithful)
@@ -316,6 +308,7 @@ class Exchange:
         votes, gathered = self._plan.codec.votes, self._transport != "allreduce"
         if not self._carried:
             self._told = float(output)
+            self.step.require_everybody(self._told)
             summed = self.members.workers * transport.summand_scale(self._plan, self.members.workers)
             self._factor = self._told if votes or gathered else self._told / summed
 
@@ -372,6 +365,18 @@ class Exchange:
         else:
             poisoned = _core.sum_poisoned(self._received.cpu().numpy())
         self._result = torch.full_like(self._flat, math.nan if poisoned else 0.0, dtype=torch.float32)
+
+    def _keep_excess(self) -> None:
+        """Put back what the gradient's own type cannot hold: what has waited may be more than any gradient."""
+        residual = self._entry.residual_view
+        if residual is None or self._plan.codec.votes:
+            return
+        most = torch.finfo(torch.float16).max
+        held = self._result.clamp(-most, most)
+        assert self._entry.residual is not None
+        # All ranks put back the same: what the reduction will make of that is the excess.
+        self._entry.residual += (self._result - held) / (self.step.dense_factor * self.step.loss_scale)
+        self._result = held
 
     def spent(self, wait: float, decode: float) -> None:
         """Note this tensor's share of seconds."""

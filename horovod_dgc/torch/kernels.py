@@ -77,7 +77,7 @@ class DeviceProposals:
     def to_host(self) -> None:
         """Wait for the kernels, and bring the payloads over in one piece."""
         if self.payloads.is_cuda:
-            pinned = torch.empty(self.payloads.shape, dtype=torch.uint8, pin_memory=True)
+            pinned = torch.empty(self.payloads.shape, dtype=torch.uint8, device="cpu", pin_memory=True)
             pinned.copy_(self.payloads, non_blocking=True)
             self.payloads = pinned
             self.stream.synchronize()
@@ -264,7 +264,7 @@ def on_device(tensors: Sequence[torch.Tensor], device: torch.device) -> list[tor
     for tensor in away:
         offsets.append(total)
         total += -(-tensor.numel() * tensor.element_size() // 16) * 16
-    pinned = torch.empty(total, dtype=torch.uint8, pin_memory=total > 0)
+    pinned = torch.empty(total, dtype=torch.uint8, device="cpu", pin_memory=total > 0)
     for tensor, offset in zip(away, offsets):
         flat = tensor.reshape(-1).view(torch.uint8)
         pinned[offset : offset + flat.numel()] = flat
@@ -303,6 +303,6 @@ def _bytes(count: int, device: torch.device) -> torch.Tensor:
 def _table(count: int, write: Any, device: torch.device) -> torch.Tensor:
     """A table on the device. ``write(table, host)`` fills it, given both addresses; pinned, so that nobody waits."""
     table = _bytes(count, device)
-    host = torch.empty(count, dtype=torch.uint8, pin_memory=True)
+    host = torch.empty(count, dtype=torch.uint8, device="cpu", pin_memory=True)
     write(table.data_ptr(), host.data_ptr())
     return table.copy_(host, non_blocking=True)

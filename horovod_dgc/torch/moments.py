@@ -125,9 +125,10 @@ def _embedding(module: nn.Embedding, words: torch.Tensor, delta: torch.Tensor) -
     """Only the rows of the words that occur in a sample have a gradient there."""
     sample = torch.arange(len(words), device=words.device).view(-1, *[1] * (words.dim() - 1))
     keys, rows = torch.unique(sample * module.num_embeddings + words, return_inverse=True)
-    gradients = torch.zeros(len(keys), module.embedding_dim, device=delta.device)
+    gradients = torch.zeros(len(keys), module.embedding_dim, dtype=torch.float32, device=delta.device)
     gradients.index_add_(0, rows.reshape(-1), delta.reshape(-1, module.embedding_dim))
-    moments = torch.zeros(module.num_embeddings, module.embedding_dim, device=delta.device)
+    shape = (module.num_embeddings, module.embedding_dim)
+    moments = torch.zeros(shape, dtype=torch.float32, device=delta.device)
     moments.index_add_(0, keys % module.num_embeddings, gradients.square())
     if module.padding_idx is not None:
         moments[module.padding_idx] = 0

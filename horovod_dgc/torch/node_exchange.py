@@ -12,7 +12,7 @@ from horovod_dgc import _core
 from horovod_dgc.hierarchy import Members
 from horovod_dgc.methods.base import FloatArray, Plan
 from horovod_dgc.stats import TensorStats
-from horovod_dgc.torch.collectives import wait
+from horovod_dgc.torch.collectives import Rounds, finish, wait
 from horovod_dgc.torch.exchange import Exchange, deliver
 from horovod_dgc.torch.tensors import Tensor, flatten
 from horovod_dgc.transport import FLOAT32_NBYTES
@@ -94,46 +94,34 @@ class NodeExchange:
     def arrive_if_ready(self) -> bool:
         """:meth:`arrive` if it need not wait; whether it has been called."""
         if self._scattered is not None and hvd.poll(self._scattered):
-            self.arrive()
+            finish(self.arrive())
         return self._between is not None
 
-    def arrive(self) -> float:
-        """Encode this rank's part of the node's mean gradient, and send it or what has to be agreed upon first.
-
-        Returns:
-            Seconds of waiting.
-        """
+    def arrive(self) -> Rounds:
+        """Encode this rank's part of the node's mean gradient, and send it or what has to be agreed upon first."""
         if self._scattered is None:
-            return 0.0
-        began = time.perf_counter()
-        part = wait(self._scattered)
-        waited = time.perf_counter() - began
+            return
+        part = yield self._scattered
         self._scattered = None
         between = Exchange(self.step, self._entry, part, self._plan, self._group, self.message, self._across)
         between.dense_nbytes = self._gradient.numel() * self._gradient.element_size()
         self.step.launch([between], [1.0], carried=False)
         self.contribution = between.contribution
         self._between = between
-        return waited
 
-    def proceed(self, settled: FloatArray | None) -> float:
+    def proceed(self, settled: FloatArray | None) -> Rounds:
         """As for :class:`~horovod_dgc.torch.exchange.Exchange`."""
         assert self._between is not None
-        return self._between.proceed(settled)
+        yield from self._between.proceed(settled)
 
-    def land(self, *totals: TensorStats) -> float:
-        """Apply what came from the other nodes to this rank's part, and hand that to the gather inside the node.
-
-        Returns:
-            0: what there is to wait for is counted here.
-        """
+    def land(self, *totals: TensorStats) -> Rounds:
+        """Apply what came from the other nodes to this rank's part, and hand that to the gather inside the node."""
         assert self._between is not None
-        waited = self._between.land()
-        mean = self._between.finish(torch.ones(1, dtype=torch.float32, device="cpu"), waited, *totals)
+        yield from self._between.land()
+        mean = self._between.finish(torch.ones(1, dtype=torch.float32, device="cpu"), 0.0, *totals)
         self._gathered = hvd.allgather_async(mean, name=f"{self._name}.gather", process_set=self._inside.process_set)
         for count in (self._entry.stats, *totals):
             count.inside += FLOAT32_NBYTES * (self._gradient.numel() + mean.numel())
-        return 0.0
 
     def finish(self, output: torch.Tensor, waited: float, *totals: TensorStats) -> torch.Tensor:
         """As for :class:`~horovod_dgc.torch.exchange.Exchange`."""
@@ -157,7 +145,7 @@ class NodeExchange:
 
     def cancel(self) -> None:
         """Wait for the collectives that are under way on any rank: on some, the part may have gone out already."""
-        self.arrive()
+        finish(self.arrive())
         if self._between is not None:
             self._between.cancel()
 

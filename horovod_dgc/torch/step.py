@@ -9,6 +9,7 @@ from typing import Any
 
 import horovod.torch as hvd
 import torch
+from horovod.common.exceptions import HorovodInternalError
 
 from horovod_dgc.coding import opened_by_quantile
 from horovod_dgc.hierarchy import Members
@@ -16,7 +17,7 @@ from horovod_dgc.methods.base import FloatArray, Method, Plan, clip_factor, clip
 from horovod_dgc.stats import TensorStats
 from horovod_dgc.torch.applying import Applying
 from horovod_dgc.torch.backends import Backend, Proposals
-from horovod_dgc.torch.collectives import wait
+from horovod_dgc.torch.collectives import JOINED, UNDER_WAY, Rounds, wait
 from horovod_dgc.torch.exchange import Exchange
 from horovod_dgc.torch.moments import SecondMoments
 from horovod_dgc.torch.node_exchange import NodeExchange
@@ -57,6 +58,7 @@ class Step:
         uncounted: takes counts that are known on a device only.
         nodes: the ranks of this rank's node, and those of its place on all nodes; None where all exchange with all.
         second_moments: where the gradients' are to be had; None for their own squares.
+        conclude: called when it is known whether the step counts; gives the counts to add its own to.
 
     Attributes:
         given_up: whether the state that the step began with has been replaced, so that it cannot be finished.
@@ -78,6 +80,7 @@ class Step:
         nodes: tuple[Members, Members] | None,
         on_device: bool,
         uncounted: list[Uncounted],
+        conclude: Callable[[Step], tuple[TensorStats, ...]],
         second_moments: SecondMoments | None = None,
     ) -> None:
         self.method = method
@@ -112,6 +115,12 @@ class Step:
         self._uncounted = uncounted
         self._tokens = torch.ones(token_count, dtype=torch.float32, device="cpu")
         self._flag: int | None = None
+        self._conclude = conclude
+        # What is left to be done, the collective that it waits for, and whether it is being gone on with or has ended.
+        self._rounds = self._all_rounds()
+        self._awaited: Any = None
+        self._going_on = self._ended = False
+        UNDER_WAY.add(self)
         self._began = time.perf_counter()
         self._last_seen = self._began
 
@@ -130,55 +139,83 @@ class Step:
             else:
                 self._start([exchange], carried=True)
             self._pending = [node for node in self._pending if not node.arrive_if_ready()]
-            # Ranks must agree upon when it is sent; when a node's gradients have arrived is up to each.
-            if position + 1 == self._expected and self._nodes is None:
-                self._launch_waiting()
-                self._send_flag()
+        # Another Compression's step may be finished first: nobody is to wait for what could be sent. When a node's
+        # gradients have arrived, though, is up to each rank.
+        if position + 1 == self._expected and self._nodes is None:
+            self._launch_deferred()
+            self._launch_waiting()
+            self._send_flag()
         self.leave()
         return exchange
 
     def seal(self) -> float:
-        """All gradients are in: start what had to wait, and learn whether every rank's are finite.
+        """All gradients are in: start what had to wait, learn whether every rank's are finite, and do what the others
+        wait for before the first tensor can be finished.
 
         Returns:
-            Seconds of waiting for the others' word.
+            Seconds of waiting.
+
+        Raises:
+            RuntimeError: a gradient has been changed since it was handed over; nothing has been committed.
         """
-        exchanges = self._exchanges.values()
         touched = next((name for name, exchange in self._exchanges.items() if exchange.touched), None)
         if touched is not None:
             raise RuntimeError(TOUCHED.format(name=touched))
         self.sealed = True
-        if self.deferred:
-            assert self.method.clip_norm is not None
-            alike: dict[Backend, list[Exchange | NodeExchange]] = {}
-            for exchange in exchanges:
-                alike.setdefault(exchange.backend, []).append(exchange)
-            squares = sum(sum(backend.sum_squares([e.norm_of for e in each])) for backend, each in alike.items())
-            factor = clip_factor(math.sqrt(squares) / self.loss_scale, self._clip_limit(self.method.clip_norm))
-            for each in alike.values():
-                self.launch(each, [factor / self.loss_scale] * len(each), carried=False)
+        waited = 0.0
+        while not self._ended:
+            began = time.perf_counter()
+            result = None if self._awaited is None else wait(self._awaited)
+            waited += time.perf_counter() - began
+            self._go_on(result)
+        return waited
+
+    def progress(self) -> None:
+        """Where all gradients are in: what :meth:`seal` is going to do, as far as that needs no waiting."""
+        if self.sealed or self._going_on or self.given_up or len(self._exchanges) != self._expected:
+            return
+        while not self._ended and (self._awaited is None or hvd.poll(self._awaited)):
+            self._go_on(None if self._awaited is None else hvd.synchronize(self._awaited))
+
+    def _go_on(self, result: Any) -> None:
+        """From one collective to the next: ``result`` is what the one that is awaited has come to."""
+        self._going_on, self._awaited = True, None
+        try:
+            self._awaited = self._rounds.send(result)
+        except StopIteration:
+            self._ended = True
+        finally:
+            self._going_on = False
+
+    def _all_rounds(self) -> Rounds:
+        exchanges = self._exchanges.values()
+        self._launch_deferred()
         self._launch_waiting()
-        waited = sum(exchange.arrive() for exchange in exchanges)
+        for exchange in exchanges:
+            yield from exchange.arrive()
         if self._flag is None:
             self._send_flag()
         settled = self._settled()
-        waited += sum(exchange.proceed(settled) for exchange in exchanges)
-        began = time.perf_counter()
-        self.abandoned = bool(wait(self._flag).item())
-        waited += time.perf_counter() - began
+        for exchange in exchanges:
+            yield from exchange.proceed(settled)
+        nonfinite = yield self._flag
+        self.abandoned = bool(nonfinite.item())
         for backend in {backend for backend, _ in self._companies}:
             backend.require_valid()
         # The step lives on until the next one begins; what belongs to its exchanges goes with them.
         self._companies, self._proposals = {}, []
-        return waited
+        counts = self._conclude(self)
+        for exchange in exchanges:
+            yield from exchange.land(*counts)
 
-    def land(self, *totals: TensorStats) -> float:
-        """It is known whether the step counts: do what other ranks wait for before the first tensor is finished.
-
-        Returns:
-            Seconds of waiting.
-        """
-        return sum(exchange.land(*totals) for exchange in self._exchanges.values())
+    def discard(self) -> None:
+        """Wait for what is under way and forget it; nothing has been committed."""
+        UNDER_WAY.discard(self)
+        self._rounds.close()
+        for exchange in self._exchanges.values():
+            exchange.cancel()
+        if self._flag is not None:
+            hvd.synchronize(self._flag)
 
     def hand_over(self, entry: Tensor, *, due: bool, faithful: bool) -> None:
         """Horovod gets a tensor's gradient; see :meth:`Tensor.came_back`. Of a skipped step none is to be applied."""
@@ -187,16 +224,14 @@ class Step:
         else:
             self._applying.came_back(entry, due=due, faithful=faithful)
 
+    def require_everybody(self, told: float) -> None:
+        """Raise if what Horovod has made of a 1 of each rank lacks a rank's."""
+        if self._nodes is None and told < self.dense_factor * (1 - 0.5 / self.workers):
+            raise HorovodInternalError(JOINED)
+
     def unfinished(self) -> str | None:
         """The name of a parameter whose gradient waits for ``synchronize()``; None if there is none."""
         return None if self.sealed or self.given_up else next(iter(self._exchanges), None)
-
-    def discard(self) -> None:
-        """Wait for what is under way and forget it; nothing has been committed."""
-        for exchange in self._exchanges.values():
-            exchange.cancel()
-        if self._flag is not None:
-            hvd.synchronize(self._flag)
 
     def count_control(self, *counts: TensorStats) -> None:
         """Add the bytes of the flag itself."""
@@ -269,6 +304,20 @@ class Step:
         self._waiting_numel += exchange.codec.n
         if self._waiting_numel >= COMPANY_NUMEL:
             self._launch_waiting()
+
+    def _launch_deferred(self) -> None:
+        """Start what had to wait for all gradients."""
+        if not self.deferred:
+            return
+        self.deferred = False
+        assert self.method.clip_norm is not None
+        alike: dict[Backend, list[Exchange | NodeExchange]] = {}
+        for exchange in self._exchanges.values():
+            alike.setdefault(exchange.backend, []).append(exchange)
+        squares = sum(sum(backend.sum_squares([e.norm_of for e in each])) for backend, each in alike.items())
+        factor = clip_factor(math.sqrt(squares) / self.loss_scale, self._clip_limit(self.method.clip_norm))
+        for each in alike.values():
+            self.launch(each, [factor / self.loss_scale] * len(each), carried=False)
 
     def _launch_waiting(self) -> None:
         for backend, waiting in self._waiting.items():

@@ -104,7 +104,11 @@ class Tensor:
         memory: torch.Tensor | None,
         stepped: bool,
     ) -> None:
-        """Go on from this state (float32, flat, on the parameter's device); None: as before the first exchange."""
+        """Go on from this state (float32, flat, on the parameter's device); None: as before the first exchange.
+
+        Whether the velocity is :attr:`common` is then for others to find out.
+        """
+        self.common = velocity is None
         self.residual, self.velocity, self.memory, self.stepped = residual, velocity, memory, stepped
         self.residual_view = None if residual is None else self.backend.view(residual)
         self.velocity_view = None if velocity is None else self.backend.view(velocity)

@@ -183,7 +183,11 @@ def test_convergence(tmp_path: Path) -> None:
     assert (text.parent / "convergence" / "digits.svg").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("framework", processes.SCRIPTS)
+# TensorFlow's example writes its log with the same code, and tests/jobs runs both.
+@pytest.mark.parametrize(
+    "framework",
+    [pytest.param(name, marks=pytest.mark.long if name == "TensorFlow" else ()) for name in processes.SCRIPTS],
+)
 def test_convergence_in_processes(framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = made_up_data.write_images(tmp_path, train=64, test=20)
     small = {**processes.OPTIONS, "width": 4, "batch-size": 8, "epochs": 2, "data-dir": images}

@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from outcomes import Job, Launch, grid, long_grid
+from outcomes import Job, Launch, grid, long_grid, missing
 
 HERE = Path(__file__).parent
 # What is promised for every number of ranks under every launcher.
 EVERYWHERE = ("invariants", "refusals")
-MODULES = ("checkpoint_refusals", "checkpoints", "dense", "models", "options")
+MODULES = ("checkpoint_refusals", "checkpoints", "dense", "models", "options", "scripts")
 # With more steps if long.
 TRAININGS = ("family", "precision")
 # PowerSGD is allreduced, and of three summands an allreduce's rounding depends on what Horovod happens to fuse.
@@ -46,3 +46,8 @@ LONG = [
 @pytest.mark.parametrize(("launch", "check"), SHORT + LONG)
 def test_check(job: Job, check: str) -> None:
     job.assert_passed(check)
+
+
+def test_every_check_is_run_in_the_short_length() -> None:
+    # The one for tests/gpu alone, the other for test_runner.py.
+    assert {check.split("::")[0] for check in missing(HERE, SHORT)} == {"device", "faulty"}

@@ -17,7 +17,7 @@ from launch import SUPPORT, Running, command_for
 from rank import STARTED, begins
 
 # Until all ranks have imported what they need, on a busy machine.
-START_SECONDS = 120.0
+START_SECONDS = 240.0
 LONG = (("HOROVOD_DGC_TEST_LENGTH", "long"),)
 # What is shown of the beginning, where the reason is, and of the end, where the ranks say where they are.
 OUTPUT_CHARACTERS = 6000
@@ -39,7 +39,7 @@ class Launch:
     launcher: str
     ranks: int
     environment: tuple[tuple[str, str], ...] = ()
-    seconds: float = 120.0
+    seconds: float = 180.0
     grace: float = 30.0
 
     def __str__(self) -> str:
@@ -56,6 +56,12 @@ def names(folder: Path, module: str) -> list[str]:
     tree = ast.parse((folder / "checks" / f"{module}.py").read_text())
     functions = [f.name for f in tree.body if isinstance(f, ast.FunctionDef) and f.name.startswith("check_")]
     return [f"{module}::{function}" for function in functions]
+
+
+def missing(folder: Path, cases: Iterable[Any]) -> set[str]:
+    """The checks of ``folder`` that none of these cases runs."""
+    modules = [path.stem for path in (folder / "checks").glob("[a-z]*.py")]
+    return {check for module in modules for check in names(folder, module)} - {case.values[1] for case in cases}
 
 
 def grid(modules: Iterable[str], launch: Launch, prefix: str = "", marks: Iterable[Any] = ()) -> list[Any]:
@@ -113,7 +119,13 @@ class Job:
                 self._look()
 
     def outcome(self, check: str) -> Outcome:
-        """Wait until it is known, and the last one until the job has ended."""
+        """Wait until it is known, and the last one until the job has ended.
+
+        Raises:
+            KeyError: it is none of this job's.
+        """
+        if check not in self._known and check not in self._waiting:
+            raise KeyError(check)
         while check not in self._known or (self._running and not self._waiting):
             self.start()
             self._look()

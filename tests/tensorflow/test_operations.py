@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 import tensorflow as tf
 
 from horovod_dgc import SignSGD, VarianceBased, _core
-from horovod_dgc.coding import Coding
+from horovod_dgc.building import on_demand, places
+from horovod_dgc.coding import Coding, divided
+from horovod_dgc.tensorflow import operations
 from horovod_dgc.tensorflow.operations import COUNTS, PROGRESS, library, names
 
 NUMEL, SENT = 3000, 40
@@ -197,10 +200,7 @@ def test_second_moments_reach_the_codec() -> None:
 
 
 def test_velocity_follows_the_learning_rate() -> None:
-    """u' = momentum * (rate before / rate now) * u + g, as the step that the optimizer will multiply by the rate.
-
-    At rate 0 without g, and in units of the rate before.
-    """
+    """u' = momentum * (rate before / rate now) * u + g: which the optimizer multiplies by the rate; at 0 no g."""
     codec = Coding("float32").codec(NUMEL, SENT)
     ours = Variable(codec)
     u = np.zeros(NUMEL)
@@ -211,6 +211,7 @@ def test_velocity_follows_the_learning_rate() -> None:
         result = ours.finish(g, proposed, proposed[0], masking=False).numpy()
         assert np.count_nonzero(result) == SENT
         ratio = before / rate if before and rate else 1.0
+        # At rate 0 a gradient is worth nothing.
         u = 0.9 * ratio * u + (0.5 * g.numpy() if rate else 0.0)
         np.testing.assert_allclose(ours.velocity.numpy(), u, rtol=1e-4, atol=1e-5)
         before = rate or before
@@ -402,7 +403,9 @@ def test_large_tensors_use_several_threads_with_the_same_result() -> None:
 
 def test_a_sparse_allreduce_returns_the_rest_to_the_residual() -> None:
     """Of two workers of which this is the second; the first sends the same."""
-    codec = Coding("float32").divided(NUMEL, SENT, 2)
+    layout = Coding("float32").codec(NUMEL, SENT).layout
+    assert layout is not None
+    codec = divided(layout, 2)
     ours = Variable(codec, rank=1)
     g = gradient()
     proposed = ours.propose(g, momentum=0.0)
@@ -427,3 +430,19 @@ def test_a_sparse_allreduce_returns_the_rest_to_the_residual() -> None:
     codec.decode_add(received.numpy(), total)
     np.testing.assert_allclose(result, total / 2, rtol=1e-6)
     assert ours.counted(0)["sent"] == codec.nbytes + codec.nbytes // 2
+
+
+def test_operations_that_are_not_there_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "find", lambda folder, name: None)
+    with pytest.raises(ImportError, match=f"no operations for TensorFlow {tf.__version__}: .* Run once: .*build tenso"):
+        operations._find()
+
+
+def test_operations_that_do_not_load_are_named_with_the_command(tmp_path: Path) -> None:
+    (tmp_path / "broken.so").write_bytes(b"no library")
+    with pytest.raises(ImportError, match=r"do not load into TensorFlow .*build tensorflow --force"):
+        operations._load(tmp_path / "broken.so")
+
+
+def test_what_build_tries_at_the_end_needs_no_adapter() -> None:
+    assert on_demand._failure(f"import sys; sys.modules['horovod'] = None; {on_demand.LOADS_OPERATIONS}") is None

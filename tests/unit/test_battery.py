@@ -208,6 +208,17 @@ class GivesTheSum(TopK):
         return super().decode(payloads, out, **{**settings, "scale": 1.0})
 
 
+class OfTwoParts(Plan):
+    def divided(self, parts: int) -> Plan | None:
+        return super().divided(2)
+
+
+@dataclass(frozen=True)
+class DividesForTwo(TopK):
+    def compressed(self, shape: Any, step: Any, outputs: Any) -> Plan:
+        return OfTwoParts(**vars(super().compressed(shape, step, outputs)))
+
+
 @dataclass(frozen=True)
 class TurnsSignsOverAndBack(SignSGD):
     def encode(self, grad: Any, state: Any, **settings: Any) -> Any:
@@ -292,6 +303,7 @@ def test_right_ones_pass(method: Method, known: dict[str, Any]) -> None:
         (FailsOnZeros(), {}, "odd tensors", "ZeroDivisionError"),
         (TakesEveryOther(), {}, "odd tensors", "of every other element of an array must be refused"),
         (GivesTheSum(), {}, "workers", "what 3 workers get"),
+        (DividesForTwo(0.1), {}, "sparse allreduce", "must have as many parts, got 2"),
         (TurnsSignsOverAndBack(), {}, "adapters", "adapters follow plan() and randomness()"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Method) else "",
@@ -306,7 +318,7 @@ def test_caught(method: Method, known: dict[str, Any], part: str, words: str) ->
 
 
 def test_what_is_no_method_is_refused() -> None:
-    with pytest.raises(ValueError, match="method must be a horovod_dgc method"):
+    with pytest.raises(ValueError, match="method must be a method and not its class"):
         testing.check_method(TopK)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="formulas"):
         testing.check_method(TopK(), formulas=top(1))

@@ -33,7 +33,7 @@ def test_bytes_are_those_of_traffic_and_of_the_plans(name: str, model: shapes.Sh
     auto = predict(model, compressor, Cluster(workers, GBIT), 0.1, rates=FREE)
     assert (auto.payload_nbytes, auto.dense_nbytes) == (told.total, told.dense)
     assert auto.sent_nbytes == sum(p.opening_nbytes + transport.message_nbytes(p, c) for p, c in zip(plans, chosen))
-    factors = sum(c != "allreduce" or p.codec.opening[0] > 0 or p.codec.votes for p, c in zip(plans, chosen))
+    factors = sum(c != "allreduce" or not transport.carriable(p) for p, c in zip(plans, chosen))
     assert auto.control_nbytes == 4 * factors + 4
     assert auto.transports == {c: chosen.count(c) for c in set(chosen)}
     openings = sum(p.opening_nbytes for p in plans) + auto.control_nbytes

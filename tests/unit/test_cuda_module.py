@@ -55,6 +55,12 @@ def test_memory_stays_in_proportion() -> None:
     assert 8 * 10_000 <= batch.kept_bytes < 8.1 * 10_000
 
 
+def test_what_is_read_of_the_progress_is_there_by_name() -> None:
+    assert {"nonfinite", "nonzero"} <= _cuda.progress_fields.keys()
+    places = list(_cuda.progress_fields.values())
+    assert len(set(places)) == len(places) and all(0 <= place < _cuda.progress_words for place in places)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_kernel_that_cannot_be_started_says_why() -> None:
     batch = _cuda.Batch()
@@ -72,6 +78,6 @@ def test_other_devices_take_plain_torch_and_say_so() -> None:
 
 def test_a_gpu_without_kernels_takes_plain_torch_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_cuda", None)
-    with pytest.warns(UserWarning, match=r"no kernels for cuda:7.*install the package where an nvcc is found"):
+    with pytest.warns(UserWarning, match=r"no kernels for cuda:7.*compile them once: python -m horovod_dgc build cuda"):
         backend = kernels.backend_for.__wrapped__(torch.device("cuda", 7))
     assert type(backend) is TorchBackend

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.metadata
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -81,7 +83,13 @@ CASES: dict[str, tuple[dict[str, Any], str, str, str, str | None]] = {
     "core": ({"core": BROKEN}, "broken", "core", "undefined symbol: dgc", "pip install --force-reinstall"),
     "torch": ({"torch": BROKEN}, "broken", "torch", "PyTorch cannot be imported", "pip install"),
     "tensorflow": ({"tensorflow": BROKEN}, "broken", "tensorflow", "undefined symbol", "pip install"),
-    "no framework": ({"torch": MISSING, "tensorflow": MISSING}, "missing", "frameworks", "NumPy", "pip install torch"),
+    "no framework": (
+        {"torch": MISSING, "tensorflow": MISSING},
+        "missing",
+        "frameworks",
+        "training",
+        "pip install torch",
+    ),
     "no Horovod": (
         {"horovod": MISSING, "horovod_torch": MISSING, "horovod_tensorflow": MISSING},
         "missing",
@@ -167,6 +175,7 @@ def test_one_sentence_and_the_command_that_mends_it(case: str) -> None:
         ({"torch": MISSING, "horovod_torch": MISSING}, set()),
         ({"tensorflow": MISSING, "operations": MISSING, "horovod_tensorflow": MISSING}, set()),
         ({"kernels": MISSING}, set()),
+        ({"torch": MISSING, "tensorflow": MISSING, "safetensors": MISSING}, {"frameworks"}),
         ({"compiler": MISSING, "cuda_compiler": MISSING, "mpi4py": MISSING}, set()),
         ({"mpirun": MISSING, "horovod_torch": {"MPI": None}, "horovod_tensorflow": {"MPI": None}}, set()),
         ({"torch": {"version": "2.13.0+cu130"}}, set()),
@@ -239,7 +248,11 @@ class cuda:
     [
         (FAKE_TORCH, "ok", ""),
         ("import os; os.abort()", "broken", r"crashed the process \(signal 6\)"),
-        ("import os; os._exit(3)", "broken", "ended the process with status 3"),
+        (
+            "import os, sys; print('a\\nlibrary is of another version.\\nI0000 loaded', file=sys.stderr); os._exit(3)",
+            "broken",
+            "ended the process with status 3; library is of another version$",
+        ),
         ("import sys; sys.exit('no GPU, no torch')", "broken", "SystemExit: no GPU, no torch"),
         ("import time; time.sleep(600)", "broken", "not done after 3 s"),
         ("raise ImportError('libc10.so:\\n undefined symbol.')", "broken", "ImportError: libc10.so: undefined symbol"),
@@ -325,6 +338,33 @@ def test_this_environment(tmp_path: Path) -> None:
         assert piece["facts"]["version"] == importlib.metadata.version(distribution)
     assert found["pieces"]["core"]["facts"]["instruction set"] in ("portable", "avx2", "avx512")
     assert found["pieces"]["horovod_torch"]["facts"]["Gloo"] is True
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_core_that_is_not_there_or_damaged_is_one_sentence(damaged: bool, tmp_path: Path) -> None:
+    """Not even the doctor can start without it."""
+    package = Path(
+        shutil.copytree(ROOT / "horovod_dgc", tmp_path / "horovod_dgc", ignore=shutil.ignore_patterns("*.so"))
+    )
+    if damaged:
+        suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
+        (package / f"_core{suffix}").write_bytes(b"\x7fELF")
+    # Without the finder of an editable installation, which would give its own core.
+    code = (
+        "import importlib.machinery as m, sys; sys.meta_path[:] = [m.BuiltinImporter, m.FrozenImporter, m.PathFinder]; "
+        f"sys.path.insert(0, {str(tmp_path)!r}); import horovod_dgc.commands"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert f"in {package} does not load (" in last and "run pip install --force-reinstall" in last
+    assert damaged == ("file too short" in last)
 
 
 def test_methods_lists_what_a_command_line_takes() -> None:
