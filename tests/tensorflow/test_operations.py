@@ -50,6 +50,7 @@ class Variable:
         momentum: float = 0.9,
         rate: float = 0.1,
         nesterov: bool = False,
+        pauses: bool = False,
         squares: Any = OWN_SQUARES,
     ) -> Any:
         return library.horovod_dgc_propose(
@@ -66,7 +67,7 @@ class Variable:
             label="w",
             starts=self.starts,
             nesterov=nesterov,
-            pauses=False,
+            pauses=pauses,
             sample_ratio=0.01,
             **self.coding,
         )
@@ -121,6 +122,62 @@ def test_steps_equal_the_cores_bit_for_bit(dtype: Any, nesterov: bool) -> None:
             assert np.array_equal(result.numpy(), tf.cast(decoded, dtype).numpy())
             assert ours.residual.numpy().tobytes() == residual.tobytes()
             assert ours.velocity.numpy().tobytes() == velocity.tobytes()
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_at_rate_0_a_gradient_counts_for_nothing_and_momentum_moves_on(nesterov: bool) -> None:
+    ours = Variable(Coding("float32").codec(NUMEL, SENT))
+    for step in range(2):
+        proposed = ours.propose(gradient(step), nesterov=nesterov)
+        ours.finish(gradient(step), proposed, proposed[0], masking=False, nesterov=nesterov)
+    before, residual = ours.velocity.numpy(), ours.residual.numpy()
+    proposed = ours.propose(gradient(2), rate=0.0, nesterov=nesterov)
+    result = ours.finish(gradient(2), proposed, proposed[0], masking=False, nesterov=nesterov).numpy()
+    np.testing.assert_allclose(ours.velocity.numpy(), 0.9 * before, rtol=1e-6)
+    moved = (0.9 if nesterov else 1.0) * ours.velocity.numpy()
+    np.testing.assert_allclose(result + ours.residual.numpy(), residual + moved, rtol=1e-5, atol=1e-6)
+    assert float(ours.rate) == np.float32(0.1)
+    infinite = ours.propose(gradient(3) * np.inf, rate=0.0)
+    assert library.horovod_dgc_nonfinite([infinite[2]])[0] == 1, "unseen at rate 0"
+
+
+def test_a_momentum_of_0_pauses_or_clears_the_velocity() -> None:
+    for pauses in (True, False):
+        ours = Variable(Coding("float32").codec(NUMEL, SENT))
+        proposed = ours.propose(gradient(), rate=0.1)
+        ours.finish(gradient(), proposed, proposed[0], masking=False)
+        before, residual = ours.velocity.numpy(), ours.residual.numpy()
+        proposed = ours.propose(gradient(1), momentum=0.0, rate=0.2, pauses=pauses)
+        result = ours.finish(gradient(1), proposed, proposed[0], masking=False).numpy()
+        fed = 0.5 * gradient(1).numpy()
+        np.testing.assert_allclose(result + ours.residual.numpy(), residual + fed, rtol=1e-5, atol=1e-6)
+        expected = (before, np.float32(0.1)) if pauses else (fed, np.float32(0.2))
+        assert np.array_equal(ours.velocity.numpy(), expected[0]) and float(ours.rate) == expected[1]
+
+
+def test_values_that_have_been_replaced_are_noticed() -> None:
+    variables = [tf.Variable(tf.zeros(5)), tf.Variable(tf.zeros(3))]
+
+    @tf.function
+    def replaced() -> Any:
+        return library.horovod_dgc_replaced([variable.handle for variable in variables])
+
+    assert replaced() and not replaced()
+    variables[1].assign(tf.ones(3))
+    assert replaced() and not replaced()
+    variables[0].assign(tf.zeros(5))
+    variables[0].assign(tf.zeros(5))
+    assert replaced() and not replaced()
+
+
+def test_sums_of_halves_are_of_shares_and_never_infinite() -> None:
+    codec = Coding("float16").codec(4, 4)
+    ours = Variable(codec, corrected=False)
+    fed = tf.constant([1.0, 2.0, -3.0, 0.0])
+    proposed = ours.propose(fed)
+    received = tf.bitcast(tf.constant([np.inf, -np.inf, np.nan, 2.5], tf.float16), tf.uint8)
+    result = ours.finish(fed, proposed, tf.reshape(received, [-1]), message="float16", workers=3, factor=1.0)
+    assert result.numpy().tolist() == [65504.0, -65504.0, 0.0, 2.5]
 
 
 def test_second_moments_reach_the_codec() -> None:
