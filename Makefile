@@ -40,7 +40,7 @@ define cpp_tests
 endef
 
 # One build for the tests and the fuzz targets.
-SANITIZED = cpp-sanitized,-DCMAKE_CXX_COMPILER=clang++ -DDGC_FUZZERS=ON -DDGC_SANITIZE=address$(comma)undefined
+SANITIZED = -DCMAKE_CXX_COMPILER=clang++ -DDGC_FUZZERS=ON -DDGC_SANITIZE=address$(comma)undefined
 
 # Seconds for each of the two fuzz targets; what they find to be new is kept in build/fuzz for the next run.
 FUZZ_SECONDS := 600
@@ -48,7 +48,7 @@ FUZZ_OPTIONS = -max_total_time=$(1) -timeout=20 -verbosity=0 -print_final_stats=
 
 # $(1) seconds
 define fuzz
-	$(call cpp_build,$(SANITIZED))
+	$(call cpp_build,cpp-sanitized,$(SANITIZED))
 	mkdir -p build/fuzz/payload/seeds build/fuzz/payload/corpus build/fuzz/checkpoint
 	build/cpp-sanitized/seeds build/fuzz/payload/seeds
 	build/cpp-sanitized/payload_fuzz $(FUZZ_OPTIONS) -max_len=65536 -artifact_prefix=build/fuzz/payload/ \
@@ -147,7 +147,7 @@ cpp-test-asan: env ## C++ unit tests under AddressSanitizer and UndefinedBehavio
 	$(call unless_unchanged,cpp-test-asan,csrc)
 
 run-cpp-test-asan:
-	$(call cpp_tests,$(SANITIZED))
+	$(call cpp_tests,cpp-sanitized,$(SANITIZED))
 
 cpp-test-tsan: env ## C++ unit tests of what runs on several threads, under ThreadSanitizer
 	$(call unless_unchanged,cpp-test-tsan,csrc)

@@ -64,7 +64,7 @@ def _make(page: Path) -> list[Command]:
 def test_every_make_target_that_is_named_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z][a-z0-9-]*):", makefile, re.MULTILINE))
-    settings = makefile + (ROOT / "tools" / "env.sh").read_text()
+    settings = makefile + "".join(path.read_text() for path in sorted((ROOT / "tools").glob("*.sh")))
     variables = set(re.findall(r"\$[({]?([A-Z][A-Z_]*)", settings))
     named = {(str(command), word) for page in PAGES for command in _make(page) for word in command.words}
     for path in [ROOT / "Makefile", *_sources()]:
