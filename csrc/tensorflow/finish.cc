@@ -12,8 +12,6 @@
 namespace dgc {
 namespace {
 
-constexpr double kLargestHalf = 65504.0;
-
 using tensorflow::DEVICE_CPU;
 using tensorflow::shape_inference::InferenceContext;
 
@@ -117,6 +115,7 @@ REGISTER_OP("HorovodDgcFinish")
     .Attr(attribute_of_names("messages", kMessageNames))
     .Attr("carried: bool")
     .Attr("workers: int")
+    .Attr("summand_scale: float = 1.0")
     .Attr("nesterov: bool")
     .Attr("masking: bool")
     .Input("gradient: T")
@@ -142,7 +141,7 @@ gradient, payload, stage, applied, squares: of Propose.
 received: what came back from all `workers`, as bytes. messages: for each stage, what that is: the payloads of all
   ranks, one after another; the sum of their dense forms in float32; the sum of payloads in float32 or float16; ranges,
   the payload of the sum that HorovodDgcReduce makes the parts of.
-  Those in float16 are of shares, a gradient divided by the number of workers each.
+summand_scale: what each worker has multiplied the halves by that have been summed, so that their sum fits into a half.
 returned: of HorovodDgcReduce, for the residual; without elements elsewhere.
 carried: `received` has been multiplied already by what the user's options (Average, Sum) ask for.
 factor: otherwise, what they make of 1; float32, one element.
@@ -158,6 +157,7 @@ class FinishOp : public Operation {
         kept_(numbers_of(context, "kept", kKeptNames)) {
     OP_REQUIRES_OK(context, context->GetAttr("carried", &carried_));
     OP_REQUIRES_OK(context, context->GetAttr("workers", &workers_));
+    OP_REQUIRES_OK(context, context->GetAttr("summand_scale", &summand_scale_));
     OP_REQUIRES_OK(context, context->GetAttr("nesterov", &nesterov_));
     OP_REQUIRES_OK(context, context->GetAttr("masking", &masking_));
   }
@@ -207,10 +207,10 @@ class FinishOp : public Operation {
       if (message == Message::ranges) take_back(codec, context->input(10), state.residual());
       if (message != Message::dense && !in_place) std::fill(out, out + plan_.numel(), 0.0f);
       // Sums over workers, times what the options ask for, in the units of the loss as it is scaled.
-      const double shares = message == Message::float16 ? static_cast<double>(workers_) : 1.0;
-      const double scale = (carried_ ? 1.0 : factor / static_cast<double>(workers_)) * shares * loss_scale;
+      const double summand_scale = message == Message::float16 ? static_cast<double>(summand_scale_) : 1.0;
+      const double mean = (carried_ ? 1.0 : factor / static_cast<double>(workers_)) / summand_scale;
+      const double scale = mean * loss_scale;
       deliver(codec, settings, received, message, codec.votes() ? 1.0f : static_cast<float>(scale), out);
-      if (message == Message::float16) saturate(static_cast<float>(kLargestHalf * scale), out);
       if (codec.votes()) {
         vote(out, codec.n());
         const float size = static_cast<float>(factor * loss_scale);
@@ -281,12 +281,6 @@ class FinishOp : public Operation {
     codec.add(bytes_of(received), payloads_in(message), out, scale, settings);
   }
 
-  // Every rank's gradient is finite: where the sum of what they sent is not, it is beyond what a half holds.
-  void saturate(float most, float* out) const {
-    for (int64_t i = 0; i < plan_.numel(); ++i)
-      if (!std::isfinite(out[i])) out[i] = std::isnan(out[i]) ? 0.0f : std::copysign(most, out[i]);
-  }
-
   static void narrow(const Tensor& wide, Tensor* result) {
     const auto from = wide.flat<float>();
     if (result->dtype() == tensorflow::DT_HALF) {
@@ -319,6 +313,7 @@ class FinishOp : public Operation {
   std::vector<Kept> kept_;
   bool carried_ = false;
   int64_t workers_ = 0;
+  float summand_scale_ = 1.0F;
   bool nesterov_ = false;
   bool masking_ = false;
 };

@@ -49,7 +49,7 @@ class Exchange:
         plans = plans if members.workers > 1 else [plan.whole() for plan in plans]
         resolved = [transport.resolved(plan, members.workers, step.transport) for plan in plans]
         self._plans = [plan for _, plan in resolved]
-        self._messages = _messages(resolved)
+        self._messages = [_message(plan, way) for way, plan in resolved]
         codecs = [plan.codec for plan in self._plans]
         self.codec = codecs[0]
         self.contribution: tf.Tensor | None = None
@@ -59,6 +59,8 @@ class Exchange:
             "number": tensor.position,
             "rank": members.process_set.rank(),
         }
+        # One number for all stages: those that are summed in halves are summed over the same workers.
+        self._summand_scale = min(transport.summand_scale(plan, members.workers) for plan in self._plans)
         used = set(self._messages)
         # Horovod's own allreduce can take what is summed in one and the same way in all stages, unless its sign is
         # wanted, which takes no account of the factors that the allreduce puts in, or a half could not hold them.
@@ -67,9 +69,6 @@ class Exchange:
 
     def open(self, unscale: tf.Tensor, hyperparameters: Hyperparameters) -> None:
         """Agree with the other workers upon what the codec has to know beforehand, if it has."""
-        if "float16" in self._messages:
-            # Halves that are added up in halves: each worker sends its part of the mean, which a half holds.
-            unscale = unscale / self._members.workers
         self._inputs = (
             self._values,
             self._tensor.variable.handle,
@@ -156,6 +155,7 @@ class Exchange:
             messages=self._messages,
             carried=self.carried,
             workers=self._members.workers,
+            summand_scale=self._summand_scale,
             **self._coding,
         )
         if self._tensor.part is not None:
@@ -203,20 +203,12 @@ class Exchange:
             dense = library.horovod_dgc_masked(self.payload, self._stage, self._opened, **self._coding)
             return tf.ensure_shape(dense, [self._tensor.numel])
         dtype = tf.float16 if message == "float16" else tf.float32
-        return tf.bitcast(tf.reshape(self.payload, [-1, dtype.size]), dtype)
+        summand = tf.bitcast(tf.reshape(self.payload, [-1, dtype.size]), dtype)
+        return summand * tf.constant(self._summand_scale, dtype) if message == "float16" else summand
 
 
 def _bytes(values: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.bitcast(values, tf.uint8), [-1])
-
-
-def _messages(resolved: list[tuple[Transport, Plan]]) -> list[Message]:
-    """For each stage of the schedule what travels and comes back."""
-    messages = [_message(plan, way) for way, plan in resolved]
-    # Shares are for all stages alike.
-    if len(set(messages)) == 1:
-        return messages
-    return ["dense" if message == "float16" else message for message in messages]
 
 
 def _message(plan: Plan, way: Transport) -> Message:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from horovod_dgc import SignSGD, VarianceBased, _core
+from horovod_dgc import FP16, SignSGD, VarianceBased, _core, transport
 from horovod_dgc.building import on_demand, places
 from horovod_dgc.coding import Coding, divided
 from horovod_dgc.tensorflow import operations
@@ -170,14 +170,19 @@ def test_values_that_have_been_replaced_are_noticed() -> None:
     assert replaced() and not replaced()
 
 
-def test_sums_of_halves_are_of_shares_and_never_infinite() -> None:
-    codec = Coding("float16").codec(4, 4)
-    ours = Variable(codec, corrected=False)
-    fed = tf.constant([1.0, 2.0, -3.0, 0.0])
+def test_halves_are_summed_as_parts_that_cannot_overflow() -> None:
+    workers, largest = 3, 65504.0
+    plan = FP16().plan((4, 1))
+    scale = transport.summand_scale(plan, workers)
+    ours = Variable(plan.codec, corrected=False)
+    # The variable's gradients are scaled by 2.
+    fed = tf.constant([2 * largest, -2 * largest, 1.0, 0.0])
     proposed = ours.propose(fed)
-    received = tf.bitcast(tf.constant([np.inf, -np.inf, np.nan, 2.5], tf.float16), tf.uint8)
-    result = ours.finish(fed, proposed, tf.reshape(received, [-1]), message="float16", workers=3, factor=1.0)
-    assert result.numpy().tolist() == [65504.0, -65504.0, 0.0, 2.5]
+    halves = tf.bitcast(tf.reshape(proposed[0], [-1, 2]), tf.float16) * tf.constant(scale, tf.float16)
+    received = tf.bitcast(halves + halves + halves, tf.uint8)
+    options = {"message": "float16", "workers": workers, "summand_scale": scale, "loss_scale": 2.0}
+    result = ours.finish(fed, proposed, tf.reshape(received, [-1]), **options)
+    np.testing.assert_allclose(result, fed, rtol=workers * 2.0**-11)
 
 
 def test_second_moments_reach_the_codec() -> None:
