@@ -72,7 +72,8 @@ pip_install() {
 
 pip_failed() {
   ! grep -q "No space left on device" "$1" || die "the disk is full: free some GB, then run $again once more"
-  ! grep -qE "Max retries|NewConnectionError|Connection|timed out|Temporary failure|Name or service" "$1" || die \
+  ! grep -qE "Max retries|NewConnectionError|Connection|timed out|Temporary failure|Name or service|from versions: none" "$1" \
+    || die \
     "pip does not reach its package index: check the network, or set PIP_INDEX_URL, then run $again once more; it goes
   on where it stopped. pip says: $(grep -E '^ERROR' "$1" | tail -n 1)"
   die "pip could not install the pinned packages:
