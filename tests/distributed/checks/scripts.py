@@ -707,7 +707,9 @@ def check_a_model_in_the_place_of_its_names() -> None:
             compression = Compression(method, base, model if whole else model.named_parameters())
             optimizer = distribute(model, base, compression)
             runs.append(train(model, optimizer, steps=4))
-        assert all(torch.equal(a, b) for a, b in zip(*runs))
+        # Of three summands, the rounding of an allreduce depends on what Horovod happens to fuse.
+        for by_name, by_model in zip(*runs):
+            torch.testing.assert_close(by_model, by_name, rtol=1e-5, atol=1e-6)
 
 
 def check_lazy_modules() -> None:
