@@ -58,7 +58,7 @@ define fuzz
 endef
 
 .PHONY: help env env-demo env-lab env-tf215 demo demo-tensorflow test test-all test-python test-rest test-long-torch \
-  test-long-tensorflow test-cluster test-quick test-tf215 check ranks lint cpp cpp-test \
+  test-long-packaging test-long-tensorflow test-cluster test-quick test-tf215 check ranks lint cpp cpp-test \
   cpp-test-asan run-cpp-test-asan cpp-test-tsan run-cpp-test-tsan fuzz fuzz-quick run-fuzz-quick test-packaging \
   run-test-packaging sdist wheel release-check docker-test env-containers soak bench bench-smallest bench-family convergence convergence-quick clean
 
@@ -96,10 +96,13 @@ test-python: env ## The Python tests of `make test`
 	$(SHORT) tests/jobs tests/benchmarks tests/distributed tests/tensorflow tests/gpu
 
 # What .ci/run calls one by one, as far as its time goes.
-test-rest: cpp-test-tsan bench-smallest test-long-torch test-long-tensorflow test-tf215 test-cluster docker-test ## What `make test` leaves out
+test-rest: cpp-test-tsan bench-smallest test-long-torch test-long-packaging test-long-tensorflow test-tf215 test-cluster docker-test ## What `make test` leaves out
 
 test-long-torch: env ## PyTorch with every launcher and number of ranks, all faults, elastic jobs, soak
-	$(LONG) tests/distributed tests/packaging
+	$(LONG) tests/distributed
+
+test-long-packaging: env ## A wheel for every Python that is found, each tried where nothing else is
+	$(LONG) tests/packaging
 
 test-long-tensorflow: env ## TensorFlow under both launchers and with tf_keras, all faults, elastic jobs, examples
 	$(LONG) tests/tensorflow tests/jobs tests/benchmarks
