@@ -24,6 +24,9 @@ comma := ,
 # What the compilers have made before, in every checkout, where ccache is installed.
 export HOROVOD_DGC_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/horovod_dgc
 export CCACHE_DIR ?= $(HOROVOD_DGC_CACHE)/ccache
+# Whatever folder a checkout is in.
+export CCACHE_BASEDIR := $(CURDIR)
+export CCACHE_NOHASHDIR := 1
 
 # $(1) name, $(2) files and folders it depends on: runs the target run-$(1), unless it has passed with the same ones.
 # `make test FORCE=1`, `make test-all` and CI run everything.
