@@ -218,7 +218,7 @@ def main(
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     console.print(f"{(time.monotonic() - begun) / 60:.1f} min of training.")
     console.print(f"Plot: {output / 'learning_curves.png'}. All figures: {output / 'results.json'}.")
-    console.print("Read next: README.md, 'In your training script', for the three lines that your own training needs.")
+    console.print("Read next, in README.md: Three lines in your training script.")
 
 
 if __name__ == "__main__":
