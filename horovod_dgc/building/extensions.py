@@ -102,7 +102,7 @@ class Compiler:
         self.sources = sources.resolve()
         self.objects = objects.resolve()
         self.advance = advance
-        self.jobs = jobs or _jobs()
+        self.jobs = jobs or parallel_jobs(BYTES_PER_JOB)
 
     def core(self, target: Path) -> None:
         """``horovod_dgc._core``, for this Python."""
@@ -348,9 +348,10 @@ def _from_environment(name: str) -> list[str]:
     return shlex.split(os.environ.get(name, ""))
 
 
-def _jobs() -> int:
+def parallel_jobs(bytes_per_job: int) -> int:
+    """How many compilers there are processors and memory for at a time."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(len(os.sched_getaffinity(0)), memory // BYTES_PER_JOB))
+    return max(1, min(len(os.sched_getaffinity(0)), memory // bytes_per_job))
 
 
 def _default_abi() -> int:

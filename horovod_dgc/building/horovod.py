@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from horovod_dgc.building.extensions import BuildError, alone
+from horovod_dgc.building.extensions import BuildError, alone, parallel_jobs
 from horovod_dgc.building.progress import read, say, step
 
 VERSION = "0.28.1"
@@ -137,6 +137,11 @@ class Target:
     def python(self) -> str:
         return str(self.facts["executable"])
 
+    @property
+    def pip(self) -> list[str]:
+        """The command that its pip is called by."""
+        return [self.python, "-m", "pip", "--disable-pip-version-check"]
+
     def flags(self, framework: str) -> dict[str, str]:
         """Settings of Horovod's setup.py under which only this framework's library is made."""
         return {
@@ -235,7 +240,7 @@ def install(target: Target, path: Path, *, dependencies: bool) -> None:
     Args:
         dependencies: also install what Horovod imports, where it is missing.
     """
-    pip = [target.python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    pip = [*target.pip, "install", "--quiet"]
     if dependencies:
         _run([*pip, "cloudpickle", "psutil", "pyyaml", "packaging", "cffi"], "what Horovod imports cannot be installed")
     _run([*pip, "--no-deps", "--force-reinstall", str(path)], f"{path} cannot be installed")
@@ -289,7 +294,7 @@ def _source(target: Target, folder: Path) -> Path:
             say(f"{archive} is damaged; fetching it again")
             archive.unlink()
         with tempfile.TemporaryDirectory(dir=folder, prefix="fetch-") as work, step(f"fetching Horovod {VERSION}", 3):
-            pip = [target.python, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
+            pip = [*target.pip, "download", "--quiet", "--no-deps"]
             _run(
                 [*pip, "--no-build-isolation", "--no-binary", "horovod", f"horovod=={VERSION}", "--dest", work],
                 f"Horovod's source cannot be fetched: check the network, or put {archive.name} into {folder}",
@@ -306,9 +311,8 @@ def _with_tools(target: Target, folder: Path) -> dict[str, str]:
         if not (tools / "complete").exists():
             shutil.rmtree(tools, ignore_errors=True)
             with step("fetching the tools that compile Horovod", 10):
-                pip = [target.python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
                 _run(
-                    [*pip, "--target", str(tools), "--no-warn-conflicts", *TOOLS],
+                    [*target.pip, "install", "--quiet", "--target", str(tools), "--no-warn-conflicts", *TOOLS],
                     "the tools that compile Horovod cannot be fetched: check the network and run this again",
                 )
             (tools / "complete").touch()
@@ -341,7 +345,7 @@ def _compile(target: Target, framework: str, folder: Path, work: Path, log: Path
         **_with_tools(target, folder),
         **target.flags(framework),
         **(_cuda_paths(target, work) if target.nccl else {}),
-        "MAKEFLAGS": f"-j{_jobs()}",
+        "MAKEFLAGS": f"-j{parallel_jobs(BYTES_PER_JOB)}",
         # Compiled objects are found again by another build although each has a folder of its own.
         "CCACHE_BASEDIR": str(work),
         "CCACHE_NOHASHDIR": "1",
@@ -349,7 +353,7 @@ def _compile(target: Target, framework: str, folder: Path, work: Path, log: Path
     with_what = "Gloo" + (" and MPI" if target.mpi else "") + (" and NCCL" if target.nccl else "")
     with step(f"compiling {title} with {with_what}", USUALLY[framework]) as progress, log.open("w") as output:
         progress.note(f"log: {log}")
-        pip = [target.python, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-deps", "--no-build-isolation"]
+        pip = [*target.pip, "wheel", "--no-deps", "--no-build-isolation"]
         process = subprocess.Popen(
             [*pip, "--wheel-dir", str(work / "out"), "--verbose", str(source)],
             env=environment,
@@ -442,11 +446,6 @@ def _merged(target: Target, parts: Sequence[Path], folder: Path) -> Path:
             built = next(Path(work, "out").glob("horovod-*.whl"))
             os.replace(built, kept / built.name)
         return kept / built.name
-
-
-def _jobs() -> int:
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(len(os.sched_getaffinity(0)), memory // BYTES_PER_JOB))
 
 
 def _first_line(*command: str) -> str:
